@@ -97,7 +97,7 @@ def _stand_in_for_pkg_resources() -> None:
 class _NumpyWithAliases(types.ModuleType):
     def __init__(self, numpy: types.ModuleType) -> None:
         super().__init__("numpy")
-        self.__dict__.update({k: v for k, v in _NUMPY_ALIASES.items()})
+        self.__dict__.update(_NUMPY_ALIASES)
         self._numpy = numpy
 
     def __getattr__(self, name: str):
@@ -106,7 +106,7 @@ class _NumpyWithAliases(types.ModuleType):
 
 @contextlib.contextmanager
 def numpy_aliases(*modules: types.ModuleType) -> Iterator[None]:
-    """Within the block, ``modules`` see ``np.float``, ``np.int`` ...; the rest of the world does not.
+    """Within the block, ``modules`` alone see ``np.float``, ``np.int`` ... as before NumPy 1.24.
 
     Args:
         modules: modules with a global ``np``, e.g. ``lvis.eval``.

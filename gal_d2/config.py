@@ -46,6 +46,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.PRETRAINED = True
     # A local weight file (.pth or .safetensors) to use in place of the hub's.
     cfg.MODEL.TIMM.WEIGHTS = ""
+    # Keep its batch normalisation frozen at the loaded statistics, as detectron2's ResNets do.
+    cfg.MODEL.TIMM.FREEZE_BN = True
     # Strides of the feature maps that the FPN is built on.
     cfg.MODEL.TIMM.STRIDES = [4, 8, 16, 32]
 
@@ -78,9 +80,6 @@ def _add_data_keys(gal: CfgNode) -> None:
     gal.DATA.LSJ.IMAGE_SIZE = 640
     gal.DATA.LSJ.MIN_SCALE = 0.1
     gal.DATA.LSJ.MAX_SCALE = 2.0
-    # Every sample's randomness derives from (SEED, position in the stream); -1: cfg.SEED, and where
-    # that is negative too, a random one that is kept in the checkpoint.
-    gal.DATA.SEED = -1
 
 
 def _add_copy_paste_keys(gal: CfgNode) -> None:

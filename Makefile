@@ -1,0 +1,48 @@
+# make demo   set up, train on the miniature with copy-paste, evaluate, draw pictures
+# make test   set up, run the tests
+# Both do all their set-up themselves and are quick when nothing has changed.
+
+# Python >= 3.10 to make the environment from, and the torch to put in it, e.g.
+#   make test PYTHON=python3.12 TORCH="torch==2.14.1 torchvision --index-url ..."
+PYTHON ?= python3
+TORCH ?= torch torchvision
+
+VENV := .venv
+BIN := $(VENV)/bin
+MINIATURE := datasets/miniature/.complete
+
+.PHONY: setup miniature demo test test-slow lint benchmarks clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "GAL-D2 needs Python >= 3.10: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python tools/install_detectron2.py
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+miniature: $(MINIATURE)
+
+$(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_sources.py
+	$(BIN)/python tools/prepare_miniature.py
+	touch $@
+
+demo: $(VENV)/.complete $(MINIATURE)
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/.complete
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.complete $(MINIATURE)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.complete
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) output datasets/miniature

@@ -1,0 +1,125 @@
+"""From the command line to a checked, complete config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser, default_setup
+
+from gal_d2.config import add_gal_config
+from gal_d2.data.datasets import register_instances, require_dataset
+from gal_d2.errors import UserError
+
+
+def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """detectron2's standard arguments, and ``--num-cpu-processes``."""
+    parser = default_argument_parser(epilog)
+    parser.add_argument(
+        "--num-cpu-processes",
+        type=int,
+        default=1,
+        help="processes per machine where --num-gpus is 0 (gloo)",
+    )
+    return parser
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of a run, with its data sets registered, logging and seeds set up.
+
+    Args:
+        args: of :func:`argument_parser`.
+
+    Raises:
+        UserError: a config file, key, data set or device that is not there.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if args.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    resolve_datasets(cfg, datasets=cfg.DATASETS.TEST if args.eval_only else None)
+    resolve_device(cfg)
+    if cfg.MODEL.TIMM.NAME:
+        cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Read a YAML config and the command line's ``KEY VALUE`` pairs on top of the defaults.
+
+    Raises:
+        UserError: the file is not there, or a key is unknown.
+    """
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise UserError(
+                f"the config file '{config_file}' does not exist: see the folder configs/ for those "
+                "that do."
+            )
+        try:
+            cfg.merge_from_file(config_file)
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{config_file}: {_reason(error)}") from error
+    try:
+        cfg.merge_from_list(opts or [])
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"command line option: {_reason(error)} (options are pairs KEY VALUE, as in "
+            "SOLVER.BASE_LR 0.01; gal_d2/config.py lists this project's keys)"
+        ) from error
+    return cfg
+
+
+def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> None:
+    """Register ``GAL.DATA``, make sure that the data are there and that the class count fits.
+
+    Args:
+        cfg: changed in place.
+        datasets: names that this run reads; default: those of training.
+    """
+    for key, split in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
+        pair = cfg.GAL.DATA[key]
+        if not pair:
+            continue
+        if len(pair) != 2:
+            raise UserError(
+                f"GAL.DATA.{key} is {tuple(pair)}: give two paths, (annotation JSON, image folder)."
+            )
+        name = f"gal_{key.lower()}"
+        register_instances(name, *pair)
+        cfg.DATASETS[split] = (name,)
+    for name in cfg.DATASETS.TRAIN if datasets is None else datasets:
+        require_dataset(name)
+    own = cfg.GAL.DATA.TRAIN or cfg.GAL.DATA.VAL
+    name = (cfg.DATASETS.TRAIN if cfg.GAL.DATA.TRAIN or not own else cfg.DATASETS.TEST)[0]
+    if datasets is not None and name not in datasets:
+        name = datasets[0]
+    num_classes = len(MetadataCatalog.get(name).thing_classes)
+    if own:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
+    elif num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data set "
+            f"'{name}' has {num_classes} categories: set it to {num_classes}."
+        )
+
+
+def resolve_device(cfg: CfgNode) -> None:
+    """Turn ``MODEL.DEVICE: auto`` into cuda or cpu, and check that there is a GPU where asked."""
+    if cfg.MODEL.DEVICE == "auto":
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add `MODEL.DEVICE cpu` to "
+            "the command line, or install a CUDA build of torch and its driver."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error.args[0]) if error.args else str(error)

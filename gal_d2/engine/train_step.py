@@ -1,0 +1,53 @@
+"""One optimisation step in fp32, fp16 (with loss scaling) or bf16, on any device."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from detectron2.engine import SimpleTrainer
+
+
+class MixedPrecisionTrainer(SimpleTrainer):
+    """detectron2's SimpleTrainer under autocast; its AMPTrainer insists on CUDA and fp16.
+
+    Args:
+        model, data_loader, optimizer: as in SimpleTrainer.
+        autocast_dtype: None for fp32, ``torch.float16`` or ``torch.bfloat16``.
+    """
+
+    def __init__(self, model, data_loader, optimizer, autocast_dtype: torch.dtype | None) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.autocast_dtype = autocast_dtype
+        self.device_type = next(model.parameters()).device.type
+        # bf16 has the range of fp32: only fp16 needs its loss scaled.
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device_type, enabled=autocast_dtype == torch.float16
+        )
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was left in eval mode"
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        with torch.autocast(
+            self.device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None
+        ):
+            loss_dict = self.model(data)
+            losses = sum(loss_dict.values())
+
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(losses).backward()
+        self._write_metrics(loss_dict, data_time)
+        # Gradient clipping lives in the optimizer's step, which the scaler calls after unscaling.
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

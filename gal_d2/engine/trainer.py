@@ -1,0 +1,248 @@
+"""GALTrainer: detectron2's DefaultTrainer for long-tailed data with copy-paste."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import weakref
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.solver import build_optimizer
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gal_d2.data.dataset_mapper import CopyPasteMapper
+from gal_d2.data.datasets import require_dataset
+from gal_d2.data.stream import TrainingLoader, sample_seed
+from gal_d2.engine.ema import EMAHook, ModelEMA
+from gal_d2.engine.train_step import MixedPrecisionTrainer
+from gal_d2.errors import UserError
+from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
+
+logger = logging.getLogger(__name__)
+
+AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class GALTrainer(DefaultTrainer):
+    """Trains any detectron2 detector on LVIS-format data, with or without pasted instances.
+
+    A run is a function of its seed and its step alone: killed and resumed, it continues bit for
+    bit (on CPU), with any number of loader workers.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        # A random seed is drawn once per run, and kept in its checkpoints.
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        model = wrap_in_ddp(model)
+        self._trainer = MixedPrecisionTrainer(
+            model, self.build_train_loader(cfg, self.seed), optimizer, autocast_dtype(cfg)
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        self.checkpointer = DetectionCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            **({"ema": self.ema} if self.ema else {}),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``cfg.MODEL.WEIGHTS``, or all state of the last checkpoint of the output folder."""
+        super().resume_or_load(resume)
+        loader = self._trainer.data_loader
+        loader.start_batch = self.start_iter
+        loader.seed = self.seed
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.seed = state_dict["seed"]
+
+    def build_hooks(self) -> list[HookBase]:
+        """Timing, learning rate, EMA, checkpoints, evaluation and metrics, in this order."""
+        cfg = self.cfg
+        built = [StepSeed(self), hooks.IterationTimer(), hooks.LRScheduler()]
+        if self.ema:
+            built.append(EMAHook(self.ema))
+        if comm.is_main_process():
+            built.append(
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            )
+        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return built
+
+    def evaluate(self) -> OrderedDict:
+        """Metrics of the current model (its average, if there is one) on ``cfg.DATASETS.TEST``."""
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    @classmethod
+    def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
+        """Metrics of ``cfg.MODEL.WEIGHTS`` (with ``resume``: of the last checkpoint).
+
+        With ``SOLVER.EMA.ENABLED``, of the average of weights where the checkpoint has one.
+        """
+        model = cls.build_model(cfg)
+        ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY)
+        checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, ema=ema)
+        path = cfg.MODEL.WEIGHTS
+        if resume and checkpointer.has_checkpoint():
+            path = checkpointer.get_checkpoint_file()
+        if not path:
+            raise UserError(
+                "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in "
+                "`--eval-only MODEL.WEIGHTS output/model_final.pth`."
+            )
+        if not checkpointer.path_manager.exists(path):
+            raise UserError(f"MODEL.WEIGHTS is '{path}', which does not exist.")
+        checkpointer.load(path, checkpointables=["ema"] if cfg.SOLVER.EMA.ENABLED else [])
+        ema.copy_to_model()
+        return cls.test(cfg, wrap_in_ddp(model))
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, seed: int) -> TrainingLoader:
+        """The training stream of this process.
+
+        Raises:
+            UserError: a data set of ``cfg.DATASETS.TRAIN`` is not there, or the batch size does
+                not divide among the processes.
+        """
+        world_size = comm.get_world_size()
+        if cfg.SOLVER.IMS_PER_BATCH % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
+                f"cannot share: make it a multiple of {world_size}."
+            )
+        for name in cfg.DATASETS.TRAIN:
+            require_dataset(name)
+        dicts = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+        return TrainingLoader(
+            DatasetFromList(dicts, copy=False),
+            CopyPasteMapper(cfg, dataset_dicts=dicts),
+            functools.partial(build_training_sampler, cfg, dicts),
+            seed=seed,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+            is_wide=np.array([d["width"] > d["height"] for d in dicts])
+            if cfg.DATALOADER.ASPECT_RATIO_GROUPING
+            else None,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """``cfg.SOLVER.OPTIMIZER`` with detectron2's parameter groups and gradient clipping."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            raise UserError(f"SOLVER.OPTIMIZER is '{cfg.SOLVER.OPTIMIZER}': choose SGD or ADAMW.")
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+            params, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> LVISEvaluator:
+        return LVISEvaluator(
+            dataset_name,
+            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            output_dir=f"{cfg.OUTPUT_DIR}/inference",
+        )
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        for name in cfg.DATASETS.TEST:
+            require_dataset(name)
+        dtype = autocast_dtype(cfg)
+        device_type = next(model.parameters()).device.type
+        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
+            return super().test(cfg, model, evaluators)
+
+
+class StepSeed(HookBase):
+    """Seeds the global generators before each step with (run's seed, step, rank).
+
+    The proposal sampling inside detectron2's models draws from torch's global generator; seeded
+    so, a resumed run draws what the uninterrupted one would have, and no state is needed.
+    """
+
+    def __init__(self, trainer: GALTrainer) -> None:
+        self.trainer = trainer
+
+    def before_step(self) -> None:
+        position = self.trainer.iter * comm.get_world_size() + comm.get_rank()
+        seed_all_rng(sample_seed(self.trainer.seed + 1, position) % 2**31)
+
+
+def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """The data type that ``SOLVER.AMP`` asks for; None for fp32."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.SOLVER.AMP.DTYPE not in AUTOCAST_DTYPES:
+        raise UserError(
+            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}': choose from {sorted(AUTOCAST_DTYPES)}."
+        )
+    return AUTOCAST_DTYPES[cfg.SOLVER.AMP.DTYPE]
+
+
+def build_training_sampler(cfg: CfgNode, dicts: list[dict], seed: int):
+    """The endless order of dataset indices for this process: uniform or by repeat factor."""
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name == "TrainingSampler":
+        return TrainingSampler(len(dicts), seed=seed)
+    if name == "RepeatFactorTrainingSampler":
+        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
+        )
+        return RepeatFactorTrainingSampler(factors, seed=seed)
+    raise UserError(
+        f"DATALOADER.SAMPLER_TRAIN is '{name}': choose TrainingSampler or "
+        "RepeatFactorTrainingSampler."
+    )
+
+
+def wrap_in_ddp(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel where there are several processes, on GPUs or on the CPU."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(
+        model,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+        broadcast_buffers=False,
+    )

@@ -1,0 +1,121 @@
+"""Any timm model with feature maps as a detectron2 backbone, with an FPN on top."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+
+from gal_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """Feature maps of a timm model under the names ``stride4``, ``stride8``, ...
+
+    Args:
+        name: a timm model name.
+        strides: which feature maps to give out, by their stride in pixels.
+        pretrained: load timm's weights (from the hub or its cache).
+        weights: a local weight file to load in place of the hub's.
+        freeze_bn: turn batch normalisation into fixed affine layers.
+
+    Raises:
+        UserError: no such model, no such stride, or weights that cannot be had.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        strides: list[int],
+        pretrained: bool = False,
+        weights: str = "",
+        freeze_bn: bool = True,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            import difflib
+
+            close = difflib.get_close_matches(name, timm.list_models(), n=5)
+            hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()."
+            raise UserError(f"MODEL.TIMM.NAME is '{name}', which timm does not know: {hint}")
+        if weights and not Path(weights).is_file():
+            raise UserError(
+                f"MODEL.TIMM.WEIGHTS is '{weights}', which is not a file: give a local .pth or "
+                ".safetensors file, or leave it empty."
+            )
+        overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+        kwargs = dict(features_only=True, pretrained=pretrained or bool(weights), **overlay)
+        if "swin" in name or "maxvit" in name or "coat" in name:
+            kwargs["strict_img_size"] = False  # windows adapt to the image
+        try:
+            model = timm.create_model(name, **kwargs)
+        except Exception as error:
+            if not kwargs["pretrained"]:
+                raise UserError(
+                    f"MODEL.TIMM.NAME '{name}' gives no feature maps: {error}"
+                ) from error
+            raise UserError(
+                f"the pretrained weights of timm's '{name}' could not be loaded ({error}): set "
+                "MODEL.TIMM.WEIGHTS to a local file, or MODEL.TIMM.PRETRAINED False to start from "
+                "random weights."
+            ) from error
+        available = model.feature_info.reduction()
+        if missing := set(strides) - set(available):
+            raise UserError(
+                f"MODEL.TIMM.STRIDES asks for {sorted(missing)}, but '{name}' has {available}."
+            )
+        self.model = FrozenBatchNorm2d.convert_frozen_batchnorm(model) if freeze_bn else model
+        self._index = {f"stride{s}": available.index(s) for s in strides}
+        channels = model.feature_info.channels()
+        self._out_features = list(self._index)
+        self._out_feature_strides = dict(zip(self._index, strides, strict=True))
+        self._out_feature_channels = {k: channels[i] for k, i in self._index.items()}
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Args: x, (N, 3, H, W) float. Returns: (N, C, H/stride, W/stride) maps by name."""
+        maps = self.model(x)
+        out = {}
+        for name, index in self._index.items():
+            value = maps[index]
+            if value.shape[1] != self._out_feature_channels[name]:  # some transformers give NHWC
+                value = value.permute(0, 3, 1, 2).contiguous()
+            out[name] = value
+        return out
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._out_features
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """An FPN (p2 ... p6) on the timm model that ``cfg.MODEL.TIMM`` names."""
+    bottom_up = TimmBackbone(
+        cfg.MODEL.TIMM.NAME,
+        strides=list(cfg.MODEL.TIMM.STRIDES),
+        pretrained=cfg.MODEL.TIMM.PRETRAINED,
+        weights=cfg.MODEL.TIMM.WEIGHTS,
+        freeze_bn=cfg.MODEL.TIMM.FREEZE_BN,
+    )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=list(bottom_up.output_shape()),
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
