@@ -13,15 +13,15 @@ import torch
 class Contribution:
     """Scores of N pasted instances, image by image, in the order of the targets that were scored.
 
-    A value that does not exist is NaN, never 0: an instance without an ROI, a class of which no real
-    instance has been seen yet, a loss or gradient that was not finite.
+    A value that does not exist is NaN, never 0: an instance without an ROI, a class of which no
+    real instance has been seen yet, a loss or gradient that was not finite.
 
     Attributes:
         pool_id: (N,) int64, the cut-out in the instance pool; -1 if it is not from the pool.
         image_index: (N,) int64, position of its image in the batch.
         gt_class: (N,) int64, contiguous class index that it was pasted as.
-        phi: (N,) float32, raw first-order contribution ``<g_real, g>``: by how much a step along the
-            instance's gradient lowers the loss on real instances of its class, per unit of learning
+        phi: (N,) float32, raw first-order contribution ``<g_real, g>``: by how much a step along
+            the gradient lowers the loss on real instances of its class, per unit of learning
             rate. Sum over the heads; in nats squared per squared unit of weight. Positive helps.
         score: (N,) float32, the combined normalised score. Higher helps more; no unit.
         head_score: per head, (N,) float32 in [-1, 1], cosine with the class's direction.
