@@ -9,6 +9,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from gal_d2.config import add_gal_config
 from gal_d2.data.datasets import register_instances, require_dataset
@@ -44,6 +46,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gal_d2")
     default_setup(cfg, args)
     return cfg
 
@@ -59,8 +62,8 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     if config_file:
         if not Path(config_file).is_file():
             raise UserError(
-                f"the config file '{config_file}' does not exist: see the folder configs/ for those "
-                "that do."
+                f"the config file '{config_file}' does not exist: the folder configs/ has those that "
+                "come with GAL-D2."
             )
         try:
             cfg.merge_from_file(config_file)

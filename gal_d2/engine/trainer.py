@@ -66,6 +66,7 @@ class GALTrainer(DefaultTrainer):
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.eval_results: OrderedDict = OrderedDict()
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -97,11 +98,15 @@ class GALTrainer(DefaultTrainer):
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return built
 
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
+
     def evaluate(self) -> OrderedDict:
         """Metrics of the current model (its average, if there is one) on ``cfg.DATASETS.TEST``."""
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
+        with self.averaged_weights():
+            self.eval_results = self.test(self.cfg, self.model)
+        return self.eval_results
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
@@ -210,14 +215,17 @@ class StepSeed(HookBase):
 
 
 def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The data type that ``SOLVER.AMP`` asks for; None for fp32."""
+    """The data type that ``SOLVER.AMP`` asks for; None for fp32.
+
+    CPUs compute fp16 slowly if at all: there "float16" means bfloat16.
+    """
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.SOLVER.AMP.DTYPE not in AUTOCAST_DTYPES:
         raise UserError(
             f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}': choose from {sorted(AUTOCAST_DTYPES)}."
         )
-    return AUTOCAST_DTYPES[cfg.SOLVER.AMP.DTYPE]
+    return AUTOCAST_DTYPES["bfloat16" if cfg.MODEL.DEVICE == "cpu" else cfg.SOLVER.AMP.DTYPE]
 
 
 def build_training_sampler(cfg: CfgNode, dicts: list[dict], seed: int):

@@ -1,0 +1,106 @@
+"""Contact sheets of training samples and of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.structures import Instances
+
+from gal_d2.visualization.contact_sheet import PASTED, REAL, draw_instances, tile
+
+
+def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
+    """(3, H, W) uint8 tensor in ``INPUT.FORMAT`` order -> (H, W, 3) uint8 RGB array."""
+    array = image.permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(array[..., ::-1] if image_format == "BGR" else array)
+
+
+def training_sheet(
+    samples: Sequence[dict],
+    class_names: Sequence[str],
+    *,
+    image_format: str,
+    columns: int = 6,
+    scale: float = 1.5,
+) -> np.ndarray:
+    """What the model trains on: real instances outlined in blue, pasted ones in orange.
+
+    Args:
+        samples: outputs of the mapper.
+        class_names: by class index.
+        image_format: ``cfg.INPUT.FORMAT``.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    pictures = []
+    for sample in samples:
+        instances = sample["instances"]
+        pasted = instances.instance_source.tolist()
+        pictures.append(
+            draw_instances(
+                to_rgb(sample["image"], image_format),
+                instances.gt_masks.tensor.numpy(),
+                [class_names[c] for c in instances.gt_classes.tolist()],
+                [PASTED if source else REAL for source in pasted],
+                scale=scale,
+            )
+        )
+    title = "Training images: real instances blue, pasted cut-outs orange"
+    return tile(pictures, columns=columns, title=title)
+
+
+def prediction_sheet(
+    images: Sequence[np.ndarray],
+    truths: Sequence[tuple[np.ndarray, Sequence[int]]],
+    predictions: Sequence[Instances],
+    class_names: Sequence[str],
+    *,
+    min_score: float = 0.5,
+    scale: float = 1.5,
+) -> np.ndarray:
+    """Ground truth in the upper row of each pair, predictions above ``min_score`` in the lower.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        truths: per image, (N, H, W) bool masks and N class indices.
+        predictions: per image, with ``pred_masks`` at image size, ``pred_classes``, ``scores``.
+        class_names: by class index.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    palette = _palette(len(class_names))
+    upper, lower = [], []
+    for image, (masks, classes), predicted in zip(images, truths, predictions, strict=True):
+        names = [class_names[c] for c in classes]
+        colors = [palette[c] for c in classes]
+        upper.append(draw_instances(image, masks, names, colors, scale=scale))
+        kept = predicted[predicted.scores >= min_score]
+        classes = kept.pred_classes.tolist()
+        names = [
+            f"{class_names[c]} {score:.2f}"
+            for c, score in zip(classes, kept.scores.tolist(), strict=True)
+        ]
+        colors = [palette[c] for c in classes]
+        masks = kept.pred_masks.numpy().astype(bool)
+        lower.append(draw_instances(image, masks, names, colors, scale=scale))
+    columns = min(6, len(images))
+    rows = [
+        picture
+        for first in range(0, len(images), columns)
+        for row in (upper, lower)
+        for picture in row[first : first + columns]
+    ]
+    title = f"Validation images: ground truth above, predictions (score >= {min_score}) below"
+    return tile(rows, columns=columns, title=title)
+
+
+def _palette(count: int) -> list[tuple[int, int, int]]:
+    """Colours that differ in hue, all dark enough for white text."""
+    import colorsys
+
+    hues = (np.arange(count) * 0.618034) % 1.0
+    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(h, 0.85, 0.75)) for h in hues]

@@ -1,0 +1,30 @@
+"""Shared fixtures: a tiny data set in the layout of LVIS v1."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import gal_d2  # noqa: F401  (prepares the process for detectron2)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def lvis_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder whose ``datasets/`` has LVIS v1's layout: 1,203 categories, few images."""
+    from lvis_layout import write_lvis
+
+    root = tmp_path_factory.mktemp("lvis")
+    write_lvis(root / "datasets")
+    return root

@@ -1,0 +1,65 @@
+"""Two CPU processes (gloo), started as ``--num-gpus 0 --num-cpu-processes 2`` does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils import comm
+from small_model import FROM_SCRATCH, SMALL_MODEL
+
+from gal_d2.engine.launch import launch
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
+from gal_d2.errors import UserError
+
+
+def train_and_save_weights(args, folder: Path) -> None:
+    trainer = GALTrainer(setup(args))
+    trainer.resume_or_load()
+    positions = [p for batch in take_batches(trainer.data_loader, 2) for p in batch]
+    trainer.train()
+    weights = {k: v.detach().clone() for k, v in trainer.model.module.named_parameters()}
+    torch.save({"weights": weights, "positions": positions}, folder / f"rank{comm.get_rank()}.pth")
+
+
+def take_batches(loader, count: int) -> list:
+    return [batch for batch, _ in zip(loader.batches(), range(count), strict=False)]
+
+
+def fail_with_user_error() -> None:
+    raise UserError("the remedy is here")
+
+
+def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(lvis_root)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    args = argument_parser().parse_args(
+        ["--config-file", str(repository / "configs/lvis_copypaste.yaml"), "--num-gpus", "0"]
+        + [*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3", "SEED", "1"]
+        + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
+    )
+    launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
+    first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
+    assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
+    # each process reads its own half of the stream
+    assert [p for p, _ in first["positions"]] == [0, 2]
+    assert [p for p, _ in second["positions"]] == [1, 3]
+    initial = torch.load(tmp_path / "output/model_final.pth")["model"]
+    assert all(torch.equal(v, initial[k]) for k, v in first["weights"].items())
+
+
+def test_a_users_mistake_in_a_process_is_one_sentence(capfd):
+    with pytest.raises(SystemExit) as exit_info:
+        launch(fail_with_user_error, num_gpus=0, num_cpu_processes=2)
+    assert exit_info.value.code == 1
+    error = capfd.readouterr().err
+    assert error.count("error: the remedy is here") == 1 and "Traceback" not in error
+
+
+@pytest.mark.skipif(torch.cuda.device_count() >= 64, reason="has that many GPUs")
+def test_more_gpus_than_there_are():
+    with pytest.raises(UserError, match="--num-gpus is 64"):
+        launch(sys.exit, num_gpus=64)

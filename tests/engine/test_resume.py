@@ -1,0 +1,81 @@
+"""A run is a function of its seed and step: killed, resumed, with or without workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from small_model import FROM_SCRATCH, SMALL_MODEL
+
+STEPS, CHECKPOINT_PERIOD = 6, 3
+SCRIPT = Path(__file__).parent.parent / "small_model.py"
+
+
+def run(lvis_root: Path, repository: Path, output: Path, *extra: str, kill_at: int = -1) -> int:
+    arguments = [
+        *("--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"),
+        *(flag for flag in extra if flag.startswith("--")),
+        *SMALL_MODEL,
+        *FROM_SCRATCH,
+        *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_PERIOD)),
+        *("SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)),
+        *(option for option in extra if not option.startswith("--")),
+    ]
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), str(kill_at), *arguments],
+        cwd=lvis_root,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode in (0, -signal.SIGKILL), process.stderr[-3000:]
+    return process.returncode
+
+
+def final_state(output: Path) -> dict:
+    checkpoint = torch.load(output / "model_final.pth", map_location="cpu")
+    optimizer = checkpoint["trainer"]["_trainer"]["optimizer"]["state"]
+    return {
+        **{f"model.{k}": v for k, v in checkpoint["model"].items()},
+        **{f"ema.{k}": v for k, v in checkpoint["ema"]["average"].items()},
+        **{f"optimizer.{i}.{k}": v for i, s in optimizer.items() for k, v in s.items()},
+    }
+
+
+def assert_same(first: Path, second: Path) -> None:
+    expected, actual = final_state(first), final_state(second)
+    assert expected.keys() == actual.keys()
+    differing = [k for k in expected if not torch.equal(expected[k], actual[k])]
+    assert not differing
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lvis_root, repository, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    assert run(lvis_root, repository, output, "SEED", "11") == 0
+    return output
+
+
+def test_killed_and_resumed_with_workers_is_bit_for_bit_the_same(
+    uninterrupted, lvis_root, repository, tmp_path
+):
+    workers = ("SEED", "11", "DATALOADER.NUM_WORKERS", "2")
+    killed = run(lvis_root, repository, tmp_path, *workers, kill_at=STEPS - 2)
+    assert killed == -signal.SIGKILL and not (tmp_path / "model_final.pth").exists()
+    assert run(lvis_root, repository, tmp_path, "--resume", *workers) == 0
+    assert_same(uninterrupted, tmp_path)
+
+
+def test_a_random_seed_is_kept_in_the_checkpoint(lvis_root, repository, tmp_path):
+    """SEED -1: the resumed run goes on with the seed that the first one drew."""
+    assert run(lvis_root, repository, tmp_path, kill_at=STEPS - 2) == -signal.SIGKILL
+    checkpoint = torch.load(tmp_path / "model_0000002.pth", map_location="cpu")
+    seed = checkpoint["trainer"]["seed"]
+    assert run(lvis_root, repository, tmp_path, "--resume") == 0
+    resumed = torch.load(tmp_path / "model_final.pth", map_location="cpu")
+    assert resumed["trainer"]["seed"] == seed and seed >= 0

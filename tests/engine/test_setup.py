@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gal_d2.engine.setup import load_config, resolve_datasets, resolve_device
+from gal_d2.errors import UserError
+
+
+def test_every_config_in_the_repository_loads(repository):
+    files = sorted((repository / "configs").glob("*.yaml"))
+    assert len(files) >= 7
+    for file in files:
+        load_config(str(file))
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(UserError, match=r"'configs/nowhere.yaml' does not exist"):
+        load_config("configs/nowhere.yaml")
+
+
+def test_an_unknown_key_names_file_and_key(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("VERSION: 2\nGAL:\n  POOOL: 1\n")
+    with pytest.raises(UserError, match=r"mine.yaml: .*GAL.POOOL"):
+        load_config(str(file))
+
+
+@pytest.mark.parametrize("opts", [["GAL.NOWHERE", "1"], ["SOLVER.BASE_LR"], ["SEED", "abc"]])
+def test_bad_options_are_the_command_lines_fault(opts):
+    with pytest.raises(UserError, match="command line option"):
+        load_config("", opts)
+
+
+def test_cuda_without_a_gpu_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = load_config("")
+    cfg.MODEL.DEVICE = "cuda"
+    with pytest.raises(UserError, match="MODEL.DEVICE cpu"):
+        resolve_device(cfg)
+    cfg.MODEL.DEVICE = "auto"
+    resolve_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu"
+
+
+def test_own_data_takes_two_keys(lvis_root):
+    """The two keys register the data and set the class count, here LVIS's files under new names."""
+    data = lvis_root / "datasets"
+    cfg = load_config("")
+    cfg.GAL.DATA.TRAIN = (str(data / "lvis/lvis_v1_train.json"), str(data / "coco"))
+    cfg.GAL.DATA.VAL = (str(data / "lvis/lvis_v1_val.json"), str(data / "coco"))
+    resolve_datasets(cfg)
+    assert cfg.DATASETS.TRAIN == ("gal_train",) and cfg.DATASETS.TEST == ("gal_val",)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+
+
+def test_half_a_pair_is_an_error():
+    cfg = load_config("")
+    cfg.GAL.DATA.TRAIN = ("annotations.json",)
+    with pytest.raises(UserError, match="give two paths"):
+        resolve_datasets(cfg)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_backbone
+
+from gal_d2.config import add_gal_config
+from gal_d2.errors import UserError
+from gal_d2.modeling.timm_backbone import TimmBackbone
+
+STRIDES = [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_feature_maps_have_the_promised_shapes(name):
+    backbone = TimmBackbone(name, strides=STRIDES)
+    features = backbone(torch.zeros(1, 3, 64, 96))
+    for key, spec in backbone.output_shape().items():
+        assert features[key].shape == (1, spec.channels, 64 // spec.stride, 96 // spec.stride)
+
+
+def test_one_key_builds_an_fpn_on_it():
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.TIMM.NAME = "resnet10t"
+    cfg.MODEL.TIMM.PRETRAINED = False
+    features = build_backbone(cfg)(torch.zeros(1, 3, 64, 64))
+    assert {k: v.shape[-1] for k, v in features.items()} == {
+        "p2": 16, "p3": 8, "p4": 4, "p5": 2, "p6": 1
+    }  # fmt: skip
+
+
+def test_local_weights_are_loaded_and_batch_norm_is_frozen(tmp_path):
+    torch.manual_seed(1)
+    donor = timm.create_model("resnet10t")
+    path = tmp_path / "weights.pth"
+    torch.save(donor.state_dict(), path)
+    backbone = TimmBackbone("resnet10t", strides=STRIDES, weights=str(path))
+    assert torch.equal(backbone.model["layer1"][0].conv1.weight, donor.layer1[0].conv1.weight)
+    kinds = {type(m) for m in backbone.modules() if "BatchNorm" in type(m).__name__}
+    assert kinds == {FrozenBatchNorm2d}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "resnet51"}, "did you mean .*resnet5"),
+        ({"name": "resnet10t", "strides": [4, 64]}, r"\[64\], but 'resnet10t' has"),
+        ({"name": "resnet10t", "weights": "nowhere.pth"}, "MODEL.TIMM.WEIGHTS is 'nowhere.pth'"),
+    ],
+)
+def test_bad_input_says_what_to_do(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        TimmBackbone(**{"strides": STRIDES, **kwargs})

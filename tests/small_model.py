@@ -1,0 +1,48 @@
+"""Overrides that make any config here train in seconds on a CPU, and a trainer that gets killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+# Sizes and the device only: what is trained, and how, stays the config's own.
+SMALL_MODEL = [
+    *("MODEL.DEVICE", "cpu"),
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "50", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "50", "MODEL.RPN.POST_NMS_TOPK_TEST", "20"),
+    *("GAL.DATA.LSJ.IMAGE_SIZE", "64", "INPUT.MIN_SIZE_TEST", "64"),
+    *("SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+]
+FROM_SCRATCH = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.RESNETS.NORM", "BN"]
+
+
+def train(args, kill_at: int | None = None) -> None:
+    """Train as tools/train_net.py does; with ``kill_at`` the process dies within that step."""
+    from detectron2.engine import HookBase
+
+    from gal_d2.engine.setup import setup
+    from gal_d2.engine.trainer import GALTrainer
+
+    class Killer(HookBase):
+        def after_step(self) -> None:
+            if self.trainer.iter == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = GALTrainer(setup(args))
+    trainer.register_hooks([Killer()])
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+if __name__ == "__main__":  # small_model.py KILL_AT <arguments of train_net.py>
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    import gal_d2  # noqa: F401
+    from gal_d2.engine.setup import argument_parser
+
+    train(argument_parser().parse_args(sys.argv[2:]), kill_at=int(sys.argv[1]))

@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""Train on the miniature LVIS with pasted instances, evaluate, and draw what happened.
+
+`make demo` calls this. Interrupted, it resumes; finished, it evaluates and draws again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from gal_d2.engine.launch import run_tool
+from gal_d2.engine.pictures import draw_predictions, draw_training_images
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
+from gal_d2.visualization.contact_sheet import save_png
+
+COLUMNS = ("AP", "APr", "APc", "APf")
+
+
+def metrics_table(results: dict) -> str:
+    """Box and mask AP, overall and by category frequency, in per cent."""
+    rows = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for task, name in (("bbox", "box"), ("segm", "mask")):
+        values = " | ".join(f"{results[task][column]:.1f}" for column in COLUMNS)
+        rows.append(f"| {name} | {values} |")
+    return "\n".join(rows)
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    pictures = Path(cfg.OUTPUT_DIR)
+    written = [save_png(draw_training_images(cfg), pictures / "training_images.png")]
+
+    trainer = GALTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+
+    with trainer.averaged_weights():
+        sheet = draw_predictions(cfg, trainer.model)
+    written.append(save_png(sheet, pictures / "predictions.png"))
+    logging.getLogger("gal_d2").info(
+        "%s on %s after %d steps:\n%s",
+        Path(args.config_file).stem,
+        cfg.DATASETS.TEST[0],
+        cfg.SOLVER.MAX_ITER,
+        metrics_table(trainer.eval_results),
+    )
+    for path in written:
+        logging.getLogger("gal_d2").info("picture: %s", path)
+
+
+if __name__ == "__main__":
+    parser = argument_parser(epilog=__doc__)
+    parser.set_defaults(config_file="configs/miniature_copypaste.yaml")
+    run_tool(main, parser.parse_args())
