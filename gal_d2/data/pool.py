@@ -1,0 +1,502 @@
+"""The instance pool: a folder of immutable shards that any number of processes append to.
+
+Example:
+    >>> with PoolWriter(root) as writer:
+    ...     writer.add(12, rgba, source=CutOutSource("diffusers", "sd-1.5", "a bun", seed=7))
+    >>> pool = InstancePool(root)
+    >>> cut_out = pool.get(pool.ids(12)[0])
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+
+from gal_d2.data.cut_out import (
+    CorruptCutOutError,
+    CutOut,
+    CutOutSource,
+    cut_out_id,
+    encode_rgba,
+)
+from gal_d2.data.pool_index import PoolIndex
+from gal_d2.data.pool_shard import (
+    METADATA_COLUMNS,
+    SCHEMA,
+    CorruptShardError,
+    ShardReader,
+    ShardWriter,
+    read_index_columns,
+    read_metadata,
+    shard_names,
+)
+from gal_d2.errors import UserError
+
+__all__ = ["CorruptCutOutError", "CutOut", "CutOutSource", "InstancePool", "PoolWriter"]
+
+logger = logging.getLogger(__name__)
+
+# A record batch of the open shard is handed to the file when it reaches either.
+_BATCH_ROWS = 512
+_BATCH_BYTES = 8 << 20
+
+
+class PoolWriter:
+    """Appends cut-outs to a pool; a context manager.
+
+    Readers see what was added after :meth:`flush`, :meth:`close`, or when a shard is full. A killed
+    writer loses only its open shard, so one that is slow (a generator) should flush every few
+    minutes.
+
+    Args:
+        root: the pool's folder; created if it does not exist.
+        max_rows, max_bytes: a shard is completed and a new one begun when it has so many cut-outs,
+            or so many bytes of encoded images.
+        known: cut-outs that are in this pool are not stored again. (A pool that holds a cut-out
+            twice shows it once; this saves the space.)
+
+    Attributes:
+        added: number of cut-outs stored.
+        skipped: number of cut-outs not stored because they were there.
+
+    Raises:
+        UserError: the folder cannot be created or written to.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        *,
+        max_rows: int = 8192,
+        max_bytes: int = 128 << 20,
+        known: InstancePool | None = None,
+    ) -> None:
+        if max_rows < 1 or max_bytes < 1:
+            raise ValueError(f"a shard's limits are positive, got {max_rows} rows, {max_bytes} B")
+        self.root = Path(root).absolute()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the instance pool {self.root} cannot be created ({error.strerror}); choose "
+                "another folder"
+            ) from error
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            raise UserError(
+                f"the instance pool {self.root} cannot be written to; change its permissions or "
+                "choose another folder"
+            )
+        self.added = 0
+        self.skipped = 0
+        self._max_rows = max_rows
+        self._max_bytes = max_bytes
+        self._known = known
+        self._seen: set[int] = set()
+        self._shard: ShardWriter | None = None
+        self._shard_ids: list[int] = []
+        self._shard_bytes = 0
+        self._batch: list[dict] = []
+        self._batch_bytes = 0
+        self._closed = False
+        self._pid = os.getpid()
+
+    def add(
+        self,
+        category_id: int,
+        rgba: np.ndarray,
+        *,
+        source: CutOutSource,
+        scores: Mapping[str, float] | None = None,
+    ) -> int:
+        """Store one cut-out.
+
+        Args:
+            category_id: the category's id as in the annotation JSON.
+            rgba: (H, W, 4) uint8, channels R, G, B, alpha; not transparent everywhere.
+            source: where it came from.
+            scores: what filters said about it.
+
+        Returns:
+            Its pool id, also if it was there already and nothing was stored.
+
+        Raises:
+            ValueError: ``rgba`` or ``source`` is not as described.
+        """
+        encoded = encode_rgba(rgba)
+        return self.add_encoded(
+            category_id, encoded, rgba.shape[0], rgba.shape[1], source=source, scores=scores
+        )
+
+    def add_encoded(
+        self,
+        category_id: int,
+        encoded: bytes,
+        height: int,
+        width: int,
+        *,
+        source: CutOutSource,
+        scores: Mapping[str, float] | None = None,
+    ) -> int:
+        """As :meth:`add`, for an image that ``encode_rgba`` encoded before (in another thread)."""
+        if self._closed:
+            raise RuntimeError(f"the writer of the instance pool {self.root} is closed")
+        if os.getpid() != self._pid:
+            raise RuntimeError("a PoolWriter belongs to one process; open another one after a fork")
+        if source.seed is not None and not 0 <= source.seed < 1 << 64:
+            raise ValueError(f"a seed is 0 .. 2**64 - 1 or None, got {source.seed}")
+        category_id = operator.index(category_id)
+        pool_id = cut_out_id(category_id, source, encoded)
+        if pool_id in self._seen or (self._known is not None and pool_id in self._known):
+            self.skipped += 1
+            return pool_id
+        self._batch.append(
+            {
+                "pool_id": pool_id,
+                "category_id": category_id,
+                "height": height,
+                "width": width,
+                "generator": source.generator,
+                "model": source.model,
+                "prompt": source.prompt,
+                "seed": source.seed,
+                "origin": source.origin,
+                "scores": [(name, float(score)) for name, score in (scores or {}).items()],
+                "image": encoded,
+            }
+        )
+        self._seen.add(pool_id)
+        self._shard_ids.append(pool_id)
+        self.added += 1
+        self._batch_bytes += len(encoded)
+        self._shard_bytes += len(encoded)
+        if len(self._shard_ids) >= self._max_rows or self._shard_bytes >= self._max_bytes:
+            self.flush()
+        elif len(self._batch) >= _BATCH_ROWS or self._batch_bytes >= _BATCH_BYTES:
+            self._write_batch()
+        return pool_id
+
+    def flush(self) -> None:
+        """Complete the open shard, so that readers see what it holds. Nothing open: no effect.
+
+        Raises:
+            OSError: the disk is full or gone. The open shard is lost, the ones before it are not.
+        """
+        if not self._shard_ids or os.getpid() != self._pid:
+            return
+        self._write_batch()
+        try:
+            self._shard.seal()
+        except BaseException:
+            self._discard_shard()
+            raise
+        self._begin_shard()
+
+    def close(self) -> None:
+        """Complete the open shard; the writer takes nothing more."""
+        if not self._closed:
+            self._closed = True
+            self.flush()
+
+    def __enter__(self) -> PoolWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After an error too: what was added is sound, and may have cost hours.
+        self.close()
+
+    def _write_batch(self) -> None:
+        if not self._batch:
+            return
+        try:
+            if self._shard is None:
+                self._shard = ShardWriter(self.root)
+            self._shard.write(self._batch)
+        except BaseException:
+            self._discard_shard()
+            raise
+        self._batch = []
+        self._batch_bytes = 0
+
+    def _discard_shard(self) -> None:
+        if self._shard is not None:
+            self._shard.discard()
+        self.added -= len(self._shard_ids)
+        self._seen.difference_update(self._shard_ids)
+        self._begin_shard()
+
+    def _begin_shard(self) -> None:
+        self._shard = None
+        self._shard_ids = []
+        self._shard_bytes = 0
+        self._batch = []
+        self._batch_bytes = 0
+
+
+class InstancePool:
+    """Random access to the cut-outs of a pool, by id and by category, in constant time.
+
+    A pool is a snapshot: shards that appear later are seen after :meth:`refresh` only. Pickling
+    (spawned DataLoader workers) sends the folder and the names of the shards, so every worker sees
+    the same snapshot, and the same draw from ``ids`` gives the same cut-out in each. All orders are
+    by id, whatever the shards are called and however the cut-outs are spread over them.
+
+    A shard or row that cannot be read is logged once, skipped and counted, and never fatal; corrupt
+    rows are found when they are first read, and stay in ``ids``.
+
+    Args:
+        root: the pool's folder.
+        allow_empty: a folder that is missing or has no shards is an empty pool (one that is
+            being generated) in place of an error.
+        shards: names of the shards to read, in place of all that are there: a snapshot taken
+            earlier from :attr:`shards`, as a resumed run needs where the pool has grown since.
+        max_open_shards: how many shards are kept mapped at a time (a file handle each).
+
+    Attributes:
+        root: absolute path of the folder.
+        corrupt_shards: name of each shard that was skipped, and why.
+        corrupt_ids: id of each row that was found corrupt by this process, and why.
+
+    Raises:
+        UserError: there is nothing to read, unless ``allow_empty``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        *,
+        allow_empty: bool = False,
+        shards: Sequence[str] | None = None,
+        max_open_shards: int = 256,
+    ) -> None:
+        self.root = Path(root).absolute()
+        self.corrupt_shards: dict[str, str] = {}
+        self.corrupt_ids: dict[int, str] = {}
+        self._max_open_shards = max_open_shards
+        self._shards: tuple[str, ...] = ()
+        self._index = PoolIndex.empty()
+        # functools' cache is safe under threads without a lock that a fork could copy locked.
+        self._reader = functools.lru_cache(max_open_shards)(self._open_shard)
+        self._add_shards(shard_names(self.root) if shards is None else shards)
+        if not len(self) and not allow_empty:
+            raise UserError(self._nothing_to_read())
+
+    def __reduce__(self) -> tuple:
+        return _restore, (
+            str(self.root),
+            self._shards,
+            dict(self.corrupt_shards),
+            dict(self.corrupt_ids),
+            self._max_open_shards,
+        )
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, pool_id: int) -> bool:
+        return self._index.find(int(pool_id)) >= 0
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the shards of this snapshot, sorted."""
+        return self._shards
+
+    @property
+    def category_ids(self) -> np.ndarray:
+        """(k,) int64 ids (as in the JSON) of the categories that have cut-outs, ascending."""
+        return self._index.categories
+
+    def ids(self, category_id: int) -> np.ndarray:
+        """(m,) int64 pool ids of one category, ascending, read-only; empty if it has none."""
+        return self._index.ids_of(category_id)
+
+    def all_ids(self) -> np.ndarray:
+        """(n,) int64 pool ids, ascending, read-only."""
+        return self._index.ids
+
+    def contains(self, pool_ids: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of ``pool_ids`` (n,) are in the pool."""
+        return self._index.find_many(pool_ids) >= 0
+
+    def category_of(self, pool_ids: np.ndarray) -> np.ndarray:
+        """(n,) int64 category ids of ``pool_ids`` (n,).
+
+        Raises:
+            KeyError: one of the ids is not in the pool.
+        """
+        positions = self._index.find_many(pool_ids)
+        if (positions < 0).any():
+            unknown = int(np.asarray(pool_ids)[positions < 0][0])
+            raise KeyError(f"cut-out {unknown} is not in the instance pool {self.root}")
+        return self._index.categories[self._index.category_index[positions]]
+
+    def get(self, pool_id: int) -> CutOut:
+        """Read and decode one cut-out.
+
+        Raises:
+            KeyError: the id is not in the pool.
+            CorruptCutOutError: it is, but cannot be read; the first time, a warning is logged.
+        """
+        pool_id = int(pool_id)
+        if pool_id in self.corrupt_ids:
+            raise CorruptCutOutError(self.corrupt_ids[pool_id])
+        position = self._index.find(pool_id)
+        if position < 0:
+            raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
+        name = self._shards[self._index.shard[position]]
+        row = int(self._index.row[position])
+        try:
+            cut_out = self._reader(name).read(row)
+            if cut_out.pool_id != pool_id:
+                raise CorruptCutOutError(f"another cut-out, {cut_out.pool_id}, stands there now")
+        except (CorruptCutOutError, CorruptShardError) as error:
+            reason = f"cut-out {pool_id} (row {row} of {self.root / name}) is corrupt: {error}"
+            self.corrupt_ids[pool_id] = reason
+            logger.warning("%s; it is skipped, see tools/check_pool.py", reason)
+            raise CorruptCutOutError(reason) from error
+        return cut_out
+
+    def refresh(self) -> int:
+        """Take in the shards that were completed since.
+
+        With DataLoader workers, refresh between epochs and hand them the new snapshot: workers that
+        differ in it would draw different cut-outs from the same random numbers.
+
+        Returns:
+            The number of new cut-outs.
+        """
+        before = len(self)
+        self._add_shards(shard_names(self.root))
+        return len(self) - before
+
+    def metadata(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """What is known of the cut-outs, without their images, in the order of ``all_ids``.
+
+        Rows of a shard whose text cannot be read are left out, with a warning: join on ``pool_id``.
+
+        Args:
+            columns: names out of pool_id, category_id, height, width, generator, model, prompt,
+                seed, origin, scores; all of them by default.
+
+        Raises:
+            ValueError: an unknown column.
+        """
+        wanted = list(METADATA_COLUMNS if columns is None else dict.fromkeys(columns))
+        unknown = [name for name in wanted if name not in METADATA_COLUMNS]
+        if unknown or not wanted:
+            raise ValueError(f"no columns {unknown}; choose from {', '.join(METADATA_COLUMNS)}")
+        index = self._index
+        by_shard = np.argsort(index.shard, kind="stable")
+        bounds = np.searchsorted(index.shard[by_shard], np.arange(len(self._shards) + 1))
+        tables, positions = [], []
+        for number, name in enumerate(self._shards):
+            here = by_shard[bounds[number] : bounds[number + 1]]
+            try:
+                tables.append(read_metadata(self.root / name, wanted, index.row[here]))
+            except CorruptShardError as error:
+                logger.warning("no metadata of shard %s: %s", self.root / name, error)
+            else:
+                positions.append(here)
+        if not tables:
+            return pa.schema([SCHEMA.field(name) for name in wanted]).empty_table()
+        order = np.argsort(np.concatenate(positions))
+        return pa.concat_tables(tables).take(pa.array(order))
+
+    def counts(self) -> dict[int, int]:
+        """Number of cut-outs by category id, ascending by id."""
+        return dict(zip(self.category_ids.tolist(), self._index.counts().tolist(), strict=True))
+
+    def describe(self, names: Mapping[int, str] | None = None) -> str:
+        """A summary with a line for each category.
+
+        Args:
+            names: category names by id, to show next to the ids.
+        """
+        lines = [
+            f"{self.root}: {len(self):,} cut-outs of {len(self.category_ids):,} categories in "
+            f"{len(self._shards):,} shards ({len(self.corrupt_shards)} corrupt shards, "
+            f"{len(self.corrupt_ids)} corrupt cut-outs seen)"
+        ]
+        for category_id, count in self.counts().items():
+            name = (names or {}).get(category_id, "")
+            lines.append(f"{category_id:>7}  {count:>9,}  {name}".rstrip())
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"InstancePool({str(self.root)!r}, {len(self)} cut-outs, {len(self._shards)} shards)"
+
+    def _open_shard(self, name: str) -> ShardReader:
+        return ShardReader(self.root / name)
+
+    def _add_shards(self, names: Iterable[str]) -> None:
+        known = set(self._shards)
+        index = self._index
+        parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for name in sorted(set(names) - known):
+            # A shard that was corrupt is tried again: it may have been in the middle of a copy.
+            try:
+                parts[name] = read_index_columns(self.root / name)
+            except CorruptShardError as error:
+                if name not in self.corrupt_shards:
+                    logger.warning(
+                        "shard %s is corrupt (%s) and skipped, see tools/check_pool.py",
+                        self.root / name,
+                        error,
+                    )
+                self.corrupt_shards[name] = str(error)
+            else:
+                self.corrupt_shards.pop(name, None)
+        if not parts:
+            return
+        shards = tuple(sorted(known | parts.keys()))
+        number = {name: i for i, name in enumerate(shards)}
+        renumbered = np.array([number[name] for name in self._shards], np.int32)
+        lengths = [len(ids) for ids, _ in parts.values()]
+        self._index = PoolIndex(
+            np.concatenate([index.ids, *(ids for ids, _ in parts.values())]),
+            np.concatenate(
+                [index.categories[index.category_index], *(c for _, c in parts.values())]
+            ),
+            np.concatenate(
+                [renumbered[index.shard], np.repeat([number[name] for name in parts], lengths)]
+            ),
+            np.concatenate([index.row, *(np.arange(n, dtype=np.int32) for n in lengths)]),
+        )
+        self._shards = shards
+
+    def _nothing_to_read(self) -> str:
+        if self.corrupt_shards:
+            return (
+                f"all {len(self.corrupt_shards)} shards of the instance pool {self.root} are "
+                "corrupt or empty; tools/check_pool.py lists them"
+            )
+        problem = "has no cut-outs" if self.root.is_dir() else "does not exist"
+        return (
+            f"the instance pool {self.root} {problem}; fill it with tools/import_cutouts.py, or "
+            "correct GAL.POOL.ROOT"
+        )
+
+
+def _restore(
+    root: str,
+    shards: tuple[str, ...],
+    corrupt_shards: dict[str, str],
+    corrupt_ids: dict[int, str],
+    max_open_shards: int,
+) -> InstancePool:
+    pool = InstancePool(root, allow_empty=True, shards=shards, max_open_shards=max_open_shards)
+    pool.corrupt_shards.update(corrupt_shards)
+    pool.corrupt_ids.update(corrupt_ids)
+    return pool
