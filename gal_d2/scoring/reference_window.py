@@ -1,0 +1,173 @@
+"""The most recent values of every class, and quantiles of them: what "usual" means for a class."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from gal_d2.scoring.gathering import gather_columns
+
+logger = logging.getLogger(__name__)
+
+
+def _mix(values: Tensor) -> Tensor:
+    """A pseudo-random key below 2**32 that depends on nothing but the float32 value."""
+    return (values.view(torch.int32).long() * 0x9E3779B1) & 0xFFFFFFFF
+
+
+def _quantile_of_sorted(rows: Tensor, counts: Tensor, q: Tensor) -> Tensor:
+    """Linearly interpolated quantile of the first ``counts`` entries of ascending rows.
+
+    Args:
+        rows: (N, M) float32, each row ascending in its first ``counts`` entries.
+        counts: (N,) int64.
+        q: (N,) float32 in [0, 1].
+
+    Returns:
+        (N,) float32; NaN where the count is 0.
+    """
+    position = q.double() * (counts - 1).clamp(min=0)
+    below = position.floor().long()
+    above = torch.minimum(below + 1, (counts - 1).clamp(min=0))
+    low = rows.gather(1, below[:, None])[:, 0].double()
+    high = rows.gather(1, above[:, None])[:, 0].double()
+    result = (low + (high - low) * (position - below)).float()
+    return result.masked_fill(counts == 0, torch.nan)
+
+
+class ReferenceWindow:
+    """A ring buffer of the last ``size`` values of each class, on the CPU.
+
+    A class with fewer than ``n_min`` values borrows: its quantile is a mean of its own and that of
+    its group (the values of all classes of the group, pooled), with the weight of its own growing
+    as count / n_min. A group that is thin itself borrows from all classes in the same way.
+
+    Which values are forgotten first within one :meth:`add` depends on the values alone, not on
+    their order: the window is the same however the rows were spread over processes.
+
+    Args:
+        groups: (C,) integers, the group of each class (0 rare, 1 common, 2 frequent, say).
+        size: values kept per class.
+        n_min: values from which on a class stands for itself; at most ``size``.
+
+    Raises:
+        ValueError: ``size`` or ``n_min`` is out of range, or ``groups`` is not a vector.
+    """
+
+    def __init__(self, groups: Tensor, *, size: int = 64, n_min: int = 16) -> None:
+        groups = torch.as_tensor(groups)
+        if groups.ndim != 1 or len(groups) == 0:
+            raise ValueError(f"groups must be a vector by class, not of shape {groups.shape}.")
+        if not 1 <= n_min <= size:
+            raise ValueError(f"n_min must be in [1, size = {size}], not {n_min}.")
+        self.groups = groups.long().cpu()
+        self.size = size
+        self.n_min = n_min
+        self._values = torch.full((len(self.groups), size), torch.nan)
+        self._total = torch.zeros(len(self.groups), dtype=torch.int64)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.groups)
+
+    def count(self, classes: Tensor | None = None) -> Tensor:
+        """How many values are kept: (N,) int64 for the given classes, or (C,) for all."""
+        counts = self._total.clamp(max=self.size)
+        return counts if classes is None else counts[torch.as_tensor(classes).long().cpu()]
+
+    def add(self, classes: Tensor, values: Tensor) -> None:
+        """Add the rows of all processes; a collective call, also for a process without rows.
+
+        Args:
+            classes: (N,) int64, in [0, C).
+            values: (N,) float. NaN and infinite ones are left out.
+        """
+        self.add_gathered(*gather_columns(classes.long(), values.float()))
+
+    def add_gathered(self, classes: Tensor, values: Tensor) -> None:
+        """The same for rows that every process has already; no communication."""
+        classes, values = classes.detach().long().cpu(), values.detach().float().cpu()
+        known = values.isfinite()
+        classes, values = classes[known], values[known]
+        if len(classes) == 0:
+            return
+        if classes.min() < 0 or classes.max() >= self.num_classes:
+            raise ValueError(f"classes must lie in [0, {self.num_classes}).")
+        # Sorting by value itself would forget a step's low values before its high ones.
+        order = torch.argsort((classes << 32) + _mix(values), stable=True)
+        classes, values = classes[order], values[order]
+        added = torch.bincount(classes, minlength=self.num_classes)
+        index_in_class = torch.arange(len(classes)) - (added.cumsum(0) - added)[classes]
+        kept = index_in_class >= added[classes] - self.size
+        slots = (self._total[classes] + index_in_class) % self.size
+        self._values[classes[kept], slots[kept]] = values[kept]
+        self._total += added
+
+    def quantile(self, classes: Tensor, q: float | Tensor) -> Tensor:
+        """Quantile of the recent values of each given class, borrowed where it is thin.
+
+        Args:
+            classes: (N,) int64.
+            q: a number in [0, 1], or (N,) of them.
+
+        Returns:
+            (N,) float32 on the CPU; NaN where all classes together hold fewer than ``n_min``.
+        """
+        classes = torch.as_tensor(classes).detach().long().cpu()
+        q = torch.as_tensor(q, dtype=torch.float32).cpu().expand(len(classes))
+        counts = self.count(classes)
+        result = _quantile_of_sorted(self._values[classes].sort(dim=1).values, counts, q)
+        thin = counts < self.n_min
+        if thin.any():
+            backing = self._backing_quantile(classes[thin], q[thin])
+            share = counts[thin] / self.n_min
+            own = result[thin].nan_to_num()  # its share is 0 where it has no value
+            result[thin] = share * own + (1 - share) * backing
+        return result
+
+    def _backing_quantile(self, classes: Tensor, q: Tensor) -> Tensor:
+        """(N,) quantile of each class's group, the group backed by all classes."""
+        groups = self.groups[classes]
+        result = torch.empty(len(classes))
+        everything: Tensor | None = None
+        for group in groups.unique():
+            rows = groups == group
+            pooled, count = self._pooled(self.groups == group, q[rows])
+            if count < self.n_min:
+                if everything is None:
+                    everything, total = self._pooled(torch.ones_like(self.groups).bool(), q)
+                    if total < self.n_min:
+                        return torch.full_like(result, torch.nan)
+                share = count / self.n_min
+                pooled = share * pooled.nan_to_num() + (1 - share) * everything[rows]
+            result[rows] = pooled
+        return result
+
+    def _pooled(self, members: Tensor, q: Tensor) -> tuple[Tensor, int]:
+        values = self._values[members].flatten()
+        values = values[values.isfinite()].sort().values
+        count = len(values)
+        if count == 0:
+            return torch.full_like(q, torch.nan), 0
+        rows = values.expand(len(q), count)
+        return _quantile_of_sorted(rows, torch.full((len(q),), count), q), count
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"values": self._values.clone(), "total": self._total.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore; a state of other classes or another size is refused with a warning."""
+        values = state.get("values")
+        if values is None or values.shape != self._values.shape or "total" not in state:
+            found = "none" if values is None else tuple(values.shape)
+            logger.warning(
+                "The checkpoint's window of recent values has shape %s (classes, size), this run "
+                "needs %s: it starts empty.",
+                found,
+                tuple(self._values.shape),
+            )
+            return
+        self._values.copy_(values)
+        self._total.copy_(state["total"])
