@@ -1,0 +1,243 @@
+"""The heads of detectron2's ROI heads, by name, with one loss per ROI.
+
+detectron2's own losses average over ROIs; here nothing is averaged over them, and no ROI sees
+another. Loss weights of the model are left out. A head is run on pooled features that carry no
+gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import BitMasks, Boxes, PolygonMasks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gal_d2.errors import UserError
+from gal_d2.scoring.layer_capture import find_layers
+
+
+@dataclass(frozen=True)
+class RoiBatch:
+    """Regions to score, image by image.
+
+    Attributes:
+        boxes: per image, (M_i, 4) XYXY in pixels of the network's input.
+        masks: per image, the M_i ground-truth masks (of the whole image); only the mask head
+            needs them.
+    """
+
+    boxes: list[Boxes]
+    masks: list[BitMasks | PolygonMasks] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(boxes) for boxes in self.boxes)
+
+
+class HeadLoss(ABC):
+    """A head with a loss per ROI. ``name`` is what ``GAL.SCORER.HEADS`` calls it."""
+
+    name: str
+
+    def __init__(self, roi_heads: nn.Module) -> None:
+        self.roi_heads = roi_heads
+
+    @classmethod
+    @abstractmethod
+    def available(cls, roi_heads: nn.Module) -> bool:
+        """Does the model have this head?"""
+
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules of the head, by their name in ``roi_heads``."""
+
+    @abstractmethod
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers whose gradient counts, by their name in ``roi_heads``."""
+
+    @abstractmethod
+    def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
+        """(M, C, H, W) features of the regions."""
+
+    @abstractmethod
+    def losses(
+        self, pooled: Tensor, classes: Tensor, rois: RoiBatch, index: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss of R rows; a row is a region under a class.
+
+        Args:
+            pooled: (R, C, H, W), features of region ``index[r]``.
+            classes: (R,) int64 in [0, num_classes).
+            rois: all M regions.
+            index: (R,) int64, the region of each row.
+
+        Returns:
+            (R,) float32 loss in nats; and (R, num_classes) probabilities of the classes, or None
+            if the head does not classify.
+        """
+
+
+def _layers_below(modules: Mapping[str, nn.Module], skip: tuple[str, ...] = ()):
+    layers = {}
+    for prefix, module in modules.items():
+        for name, layer in find_layers(module, skip).items():
+            layers[f"{prefix}.{name}" if name else prefix] = layer
+    return layers
+
+
+def _pool(pooler, names: Sequence[str], features: Mapping[str, Tensor], boxes: list[Boxes]):
+    # Half-precision feature maps would make the pooler round the boxes to half precision too.
+    return pooler([features[name].detach().float() for name in names], boxes)
+
+
+class MaskLoss(HeadLoss):
+    """Binary cross entropy, mean over the pixels of the ROI, of the channel of the class.
+
+    A class-agnostic head has one channel: then the loss does not depend on the class.
+    """
+
+    name = "mask"
+
+    @classmethod
+    def available(cls, roi_heads: nn.Module) -> bool:
+        head = getattr(roi_heads, "mask_head", None)
+        return hasattr(head, "layers") and getattr(roi_heads, "mask_pooler", None) is not None
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"mask_head": self.roi_heads.mask_head}
+
+    def layers(self) -> dict[str, nn.Module]:
+        return _layers_below(self.modules())
+
+    def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
+        heads = self.roi_heads
+        return _pool(heads.mask_pooler, heads.mask_in_features, features, rois.boxes)
+
+    def losses(self, pooled, classes, rois, index):
+        logits = self.roi_heads.mask_head.layers(pooled).float()
+        if logits.shape[1] == 1:
+            logits = logits[:, 0]
+        else:
+            logits = logits[torch.arange(len(logits), device=logits.device), classes]
+        targets = torch.cat(
+            [
+                masks.crop_and_resize(boxes.tensor, logits.shape[-1]).to(logits.device)
+                for masks, boxes in zip(rois.masks, rois.boxes, strict=True)
+                if len(boxes)
+            ]
+        )[index]
+        loss = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
+        return loss.flatten(1).mean(1), None
+
+
+class BoxLoss(HeadLoss):
+    """Classification loss of the box head; for a cascade the sum over the stages.
+
+    Softmax cross entropy, or binary cross entropy summed over the classes where the predictor has
+    ``use_sigmoid_ce``. Federated loss draws the classes that count as negative at random; a score
+    must not depend on a draw, so each class has its probability of being drawn as weight (that
+    loss's expectation, up to drawing without replacement).
+
+    Box regression is left out: its target at a ground-truth box is zero, whatever the object is.
+    All stages of a cascade see the ground-truth box.
+    """
+
+    name = "box"
+    _REGRESSION = ("bbox_pred",)
+
+    @classmethod
+    def available(cls, roi_heads: nn.Module) -> bool:
+        return all(hasattr(roi_heads, a) for a in ("box_pooler", "box_head", "box_predictor"))
+
+    def _stages(self) -> list[tuple[nn.Module, nn.Module]]:
+        head, predictor = self.roi_heads.box_head, self.roi_heads.box_predictor
+        if isinstance(predictor, nn.ModuleList):
+            return list(zip(head, predictor, strict=True))
+        return [(head, predictor)]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"box_head": self.roi_heads.box_head, "box_predictor": self.roi_heads.box_predictor}
+
+    def layers(self) -> dict[str, nn.Module]:
+        return _layers_below(self.modules(), skip=self._REGRESSION)
+
+    def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
+        heads = self.roi_heads
+        return _pool(heads.box_pooler, heads.box_in_features, features, rois.boxes)
+
+    def losses(self, pooled, classes, rois, index):
+        stages = self._stages()
+        loss, probabilities = 0.0, 0.0
+        for head, predictor in stages:
+            predictions = predictor(head(pooled))
+            logits = predictions if isinstance(predictions, Tensor) else predictions[0]
+            stage_loss, stage_probabilities = self._classification(
+                logits.float(), classes, predictor
+            )
+            loss = loss + stage_loss
+            probabilities = probabilities + stage_probabilities / len(stages)
+        return loss, probabilities
+
+    def _classification(self, logits: Tensor, classes: Tensor, predictor: nn.Module):
+        num_classes = self.roi_heads.num_classes
+        if not getattr(predictor, "use_sigmoid_ce", False):
+            loss = F.cross_entropy(logits, classes, reduction="none")
+            return loss, logits.detach().softmax(1)[:, :num_classes]
+        logits = logits[:, :num_classes]
+        target = F.one_hot(classes, num_classes).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if getattr(predictor, "use_fed_loss", False):
+            loss = loss * torch.maximum(target, federated_class_weights(predictor).to(logits))
+        return loss.sum(1), logits.detach().sigmoid()
+
+
+def federated_class_weights(predictor: nn.Module) -> Tensor:
+    """(C,) probability that federated loss draws a class as negative.
+
+    As if it drew ``fed_loss_num_classes`` times *with* replacement, in proportion to
+    ``fed_loss_cls_weights``.
+    """
+    frequency = predictor.fed_loss_cls_weights.float()
+    share = frequency[: predictor.num_classes] / frequency[: predictor.num_classes].sum()
+    return 1 - (1 - share) ** predictor.fed_loss_num_classes
+
+
+HEAD_LOSSES: dict[str, type[HeadLoss]] = {cls.name: cls for cls in (BoxLoss, MaskLoss)}
+
+
+def build_head_losses(roi_heads: nn.Module, names: Sequence[str]) -> dict[str, HeadLoss]:
+    """The named heads of a model.
+
+    Raises:
+        UserError: no name, the same name twice, or a name that this model does not have.
+    """
+    known = [name for name, cls in HEAD_LOSSES.items() if cls.available(roi_heads)]
+    listed = ", ".join(known) or "none"
+    if not names:
+        raise UserError(f"GAL.SCORER.HEADS is empty: name at least one of {listed}.")
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"GAL.SCORER.HEADS names '{name}', but the heads of {type(roi_heads).__name__} "
+                f"that can be scored are: {listed}."
+            )
+    if len(set(names)) != len(names):
+        raise UserError(f"GAL.SCORER.HEADS names a head twice: {list(names)}; name each once.")
+    return {name: HEAD_LOSSES[name](roi_heads) for name in names}
+
+
+@contextlib.contextmanager
+def frozen_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block, norms use and keep their running statistics and dropout is off."""
+    flags = [(child, child.training) for module in modules for child in module.modules()]
+    try:
+        for child, _ in flags:
+            child.training = False
+        yield
+    finally:
+        for child, training in flags:
+            child.training = training
