@@ -1,0 +1,113 @@
+"""Which cut-outs of the pool are pasted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+from gal_d2.data.pool import InstancePool
+from gal_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+POOL_SAMPLER_REGISTRY = Registry("POOL_SAMPLER")
+POOL_SAMPLER_REGISTRY.__doc__ = """
+Functions ``(cfg, pool, category_ids) -> PoolSampler``, by the value of ``GAL.POOL.SAMPLER``.
+
+- cfg: the whole config.
+- pool: the :class:`gal_d2.data.pool.InstancePool` that is sampled from.
+- category_ids: ids (as in the JSON) of the categories of the training set.
+"""
+
+
+class PoolSampler(Protocol):
+    """Draws cut-outs from a pool. It is pickled to the DataLoader's workers."""
+
+    def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``num`` pool ids, with replacement: int64, (num,); (0,) if there is none to draw."""
+        ...
+
+
+class UniformClassSampler:
+    """Draws a category uniformly, then one of its cut-outs uniformly.
+
+    Of the categories, those count that are in the pool and in the data set. The pool may grow
+    (``pool.refresh()``): its new cut-outs take part from the next draw on.
+
+    Args:
+        pool: sampled from.
+        category_ids: ids (as in the JSON) of the data set's categories.
+
+    Raises:
+        UserError: the pool has cut-outs, but of none of these categories.
+    """
+
+    def __init__(self, pool: InstancePool, category_ids: Iterable[int]) -> None:
+        self.pool = pool
+        self._dataset_ids = np.array(sorted(category_ids), dtype=np.int64)
+        self._pool_size = -1
+        self._categories = np.empty(0, dtype=np.int64)
+        self._find_categories()
+        if len(pool) == 0:
+            logger.warning("The instance pool %s is empty: nothing is pasted from it.", pool.root)
+        elif len(self._categories) == 0:
+            raise UserError(
+                f"The instance pool {pool.root} (GAL.POOL.ROOT) has cut-outs of categories "
+                f"{_some(pool.category_ids)}, the training set has {_some(self._dataset_ids)}: "
+                "none in common; make the pool with the category ids of the annotation JSON."
+            )
+
+    @property
+    def categories(self) -> np.ndarray:
+        """int64, ascending: the ids of the categories that are drawn from."""
+        if len(self.pool) != self._pool_size:
+            self._find_categories()
+        return self._categories
+
+    def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
+        categories = self.categories
+        if len(categories) == 0:
+            return np.empty(0, dtype=np.int64)
+        pool_ids = np.empty(num, dtype=np.int64)
+        for position, category in enumerate(rng.integers(len(categories), size=num)):
+            candidates = self.pool.ids(int(categories[category]))
+            pool_ids[position] = candidates[rng.integers(len(candidates))]
+        return pool_ids
+
+    def _find_categories(self) -> None:
+        self._pool_size = len(self.pool)
+        self._categories = np.intersect1d(self.pool.category_ids, self._dataset_ids)
+
+
+def _some(category_ids: np.ndarray) -> str:
+    shown = ", ".join(str(category_id) for category_id in category_ids[:5].tolist())
+    return f"{shown}, ... ({len(category_ids)} in all)" if len(category_ids) > 5 else shown
+
+
+@POOL_SAMPLER_REGISTRY.register()
+def uniform_class(
+    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+) -> UniformClassSampler:
+    """Class uniform, then cut-out uniform: the published rule."""
+    return UniformClassSampler(pool, category_ids)
+
+
+def build_pool_sampler(
+    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+) -> PoolSampler:
+    """The sampler that ``GAL.POOL.SAMPLER`` names.
+
+    Raises:
+        UserError: there is none of that name, or the sampler cannot use the pool.
+    """
+    name = cfg.GAL.POOL.SAMPLER
+    if name not in POOL_SAMPLER_REGISTRY:
+        known = ", ".join(sorted(registered for registered, _ in POOL_SAMPLER_REGISTRY))
+        raise UserError(f"GAL.POOL.SAMPLER is '{name}'; registered are: {known}.")
+    return POOL_SAMPLER_REGISTRY.get(name)(cfg, pool, category_ids)
