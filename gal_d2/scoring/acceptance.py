@@ -24,6 +24,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.gathering import mean_over_processes
 from gal_d2.scoring.reference_window import ReferenceWindow
 
@@ -35,6 +36,7 @@ __all__ = [
     "BATCH_RULE_REGISTRY",
     "AcceptanceContext",
     "AcceptancePolicy",
+    "AccumulatedEvidence",
     "AlwaysAccept",
     "BatchDecision",
     "BatchPercentile",
@@ -474,6 +476,65 @@ class CalibratedAccept(ScorePolicy):
         return score > threshold, threshold
 
 
+class AccumulatedEvidence(AcceptancePolicy):
+    """Lets another policy judge the mean of a cut-out's scores so far, not the last one alone.
+
+    The mean is shrunk towards that of its class by how few scores there are, and includes the
+    scores of the step itself. A cut-out without a score this time is judged by its earlier ones.
+    Scores of a class whose cache is young are not remembered. An instance that is not from the pool
+    is judged by its score.
+
+    Args:
+        policy: the policy that decides.
+        evidence: where the scores are collected.
+        min_age: updates that a class's cache needs before its scores are remembered.
+    """
+
+    @configurable
+    def __init__(
+        self, *, policy: AcceptancePolicy, evidence: EvidenceStore, min_age: int = 20
+    ) -> None:
+        self.policy = policy
+        self.name = f"{policy.name}+evidence"
+        self.evidence = evidence
+        self.min_age = _check_at_least("WARM_UP.MIN_AGE", min_age, 0)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, policy: AcceptancePolicy) -> dict[str, Any]:
+        prior_count = cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT
+        if not prior_count > 0:
+            raise UserError(
+                f"The configuration key GAL.ACCEPT.EVIDENCE.PRIOR_COUNT is {prior_count}: set it "
+                "above 0."
+            )
+        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        return {
+            "policy": policy,
+            "evidence": EvidenceStore(num_classes, prior_count=prior_count),
+            "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
+        }
+
+    def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
+        score = contribution.score.detach().float().cpu()
+        pool_ids = contribution.pool_id.detach().cpu()
+        classes = contribution.gt_class.detach().cpu()
+        young = context.class_age.cpu()[classes] < self.min_age
+        self.evidence.update(pool_ids, classes, score.masked_fill(young, torch.nan))
+        known = self.evidence.get(pool_ids, classes)
+        mean = torch.from_numpy(known.shrunk).float()
+        score = torch.where(torch.from_numpy(known.count > 0), mean, score)
+        score = score.to(contribution.score.device)
+        decision = self.policy.decide(replace(contribution, score=score), context)
+        return replace(decision, policy=self.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "evidence": self.evidence.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state.get("policy", {}))
+        self.evidence.load_state_dict(state.get("evidence", {}))
+
+
 class MaskLossVeto(AcceptancePolicy):
     """Rejects what another policy accepted when its mask loss is implausible for its class.
 
@@ -649,13 +710,17 @@ def _look_up(registry: Registry, cfg: CfgNode) -> type:
 
 
 def build_acceptance_policy(cfg: CfgNode) -> AcceptancePolicy:
-    """The policy that ``cfg.GAL.ACCEPT`` describes, with its veto where that is on.
+    """The policy that ``cfg.GAL.ACCEPT`` describes, with evidence and veto where they are on.
 
     Raises:
         UserError: an unknown name or a value out of range.
     """
     policy = _look_up(ACCEPTANCE_REGISTRY, cfg)(cfg)
-    return MaskLossVeto(cfg, policy=policy) if cfg.GAL.ACCEPT.VETO.ENABLED else policy
+    if cfg.GAL.ACCEPT.EVIDENCE.ENABLED:
+        policy = AccumulatedEvidence(cfg, policy=policy)
+    if cfg.GAL.ACCEPT.VETO.ENABLED:
+        policy = MaskLossVeto(cfg, policy=policy)
+    return policy
 
 
 def build_batch_rule(cfg: CfgNode) -> BatchRule:

@@ -197,6 +197,20 @@ class EvidenceStore:
         std = np.sqrt(np.where(count >= 2, variance.clip(min=0), np.nan))
         return mean, std
 
+    def sampling_weights(
+        self, pool_ids: np.ndarray | Tensor, classes: np.ndarray | Tensor, *, floor: float = 0.1
+    ) -> np.ndarray:
+        """:func:`sampling_weights` of cut-outs, each compared with the scores of its class."""
+        known = self.get(pool_ids, classes)
+        return sampling_weights(
+            known.mean,
+            known.count,
+            reference=known.class_mean,
+            scale=known.class_std,
+            floor=floor,
+            prior_count=self.prior_count,
+        )
+
     def state_dict(self) -> dict[str, Tensor]:
         size = len(self)
         return {
@@ -249,8 +263,8 @@ def sampling_weights(
         count: (N,) number of scores so far.
         reference: the score of middling quality, a number or (N,); the class's mean, say. NaN: not
             known, so all its instances are as good as new.
-        scale: the difference of scores that makes a difference, a number or (N,) above 0; the
-            class's standard deviation, say. NaN: as for ``reference``.
+        scale: the difference of scores that makes a difference, a number or (N,), not negative; the
+            class's standard deviation, say. 0 or NaN: as a NaN ``reference``.
         floor: in (0, 1], lowest weight.
         prior_count: scores after which quality has half of its say.
 
@@ -270,11 +284,11 @@ def sampling_weights(
         raise ValueError(f"floor must be in (0, 1], not {floor}.")
     if not prior_count > 0:
         raise ValueError(f"prior_count must be above 0, not {prior_count}.")
-    if (scale <= 0).any():
-        raise ValueError("scale must be above 0.")
+    if (scale < 0).any():
+        raise ValueError("scale must not be negative.")
     if (count < 0).any():
         raise ValueError("count must not be negative.")
-    margin = (mean - reference) / scale
+    margin = (mean - reference) / np.where(scale == 0, np.nan, scale)
     quality = 1 / (1 + np.exp(-margin.clip(-500, 500)))
     quality = np.where((count == 0) | np.isnan(quality), 1.0, quality)
     belief = count / (count + prior_count)

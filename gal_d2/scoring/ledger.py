@@ -440,7 +440,8 @@ class Ledger:
             last_step=last_step,
         ):
             partials.append(_partial(table, keys, step_bin, flags, ["score", *means]))
-            if len(partials) > 1 and sum(part.num_rows for part in partials) > _MERGE_ROWS:
+            # Not before the new ones outnumber the merged ones: no row is merged again and again.
+            if sum(part.num_rows for part in partials[1:]) > max(_MERGE_ROWS, partials[0].num_rows):
                 partials = [_merge(partials, keys)]
         if not partials:
             raise UserError(

@@ -15,6 +15,7 @@ import gal_d2  # noqa: F401
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
+    AccumulatedEvidence,
     AlwaysAccept,
     BatchPercentile,
     BatchThreshold,
@@ -32,6 +33,7 @@ from gal_d2.scoring.acceptance import (
     step_generator,
 )
 from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.gathering import gather_columns, mean_over_processes
 
 NAN, INF = math.nan, math.inf
@@ -223,6 +225,40 @@ def test_veto_on_a_head_that_is_not_scored():
         MaskLossVeto(policy=AlwaysAccept(), head="box").decide(contribution([0.0]), context())
 
 
+def accumulated(min_age: int = 0) -> AccumulatedEvidence:
+    return AccumulatedEvidence(
+        policy=ThresholdAccept(value=0.0, warm_up=NO_WARM_UP),
+        evidence=EvidenceStore(3, prior_count=1.0),
+        min_age=min_age,
+    )
+
+
+def test_evidence_outweighs_one_lucky_score():
+    policy = accumulated()
+    for _ in range(8):
+        policy.decide(contribution([-0.5, 0.5]), context())
+    decision = policy.decide(contribution([0.6, -0.6]), context())
+    assert decision.accept.tolist() == [False, True]
+    assert decision.policy == "threshold+evidence"
+
+
+def test_evidence_speaks_for_a_missing_score_and_for_the_pool_only():
+    policy = accumulated()
+    policy.decide(contribution([0.5, 0.5]), context())
+    rows = contribution([NAN, -0.1, NAN])
+    rows.pool_id[1] = -1
+    decision = policy.decide(rows, context())
+    assert decision.accept.tolist() == [True, False, False]
+    assert decision.undecided.tolist() == [False, False, True]
+
+
+def test_evidence_forgets_what_a_young_class_scored():
+    policy = accumulated(min_age=10)
+    policy.decide(contribution([-0.9, -0.9], classes=[0, 1]), context(age=(9, 10, 10)))
+    decision = policy.decide(contribution([0.5, 0.5], classes=[0, 1]), context())
+    assert decision.accept.tolist() == [True, False]
+
+
 ALL_POLICIES = [
     AlwaysAccept,
     NeverAccept,
@@ -232,6 +268,7 @@ ALL_POLICIES = [
     TopKAccept,
     CalibratedAccept,
     lambda: MaskLossVeto(policy=QuantileAccept()),
+    accumulated,
 ]
 
 
@@ -336,9 +373,10 @@ def cfg() -> CfgNode:
         "BATCH_WINDOW": 1000,
         "QUANTILE": {"START_RATE": 0.4, "END_RATE": 0.6, "WINDOW": 1000, "MIN_COUNT": 30},
         "WARM_UP": {"MIN_AGE": 20, "RULE": "random", "RATE": 0.5},
+        "EVIDENCE": {"ENABLED": False, "PRIOR_COUNT": 4.0},
         "VETO": {"ENABLED": False, "HEAD": "mask", "QUANTILE": 0.95, "FACTOR": 1.5},
     }
-    return CfgNode({"GAL": {"ACCEPT": accept}})
+    return CfgNode({"GAL": {"ACCEPT": accept}, "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 3}}})
 
 
 @pytest.mark.parametrize(
@@ -367,6 +405,16 @@ def test_values_of_a_config_arrive(cfg):
     veto = build_acceptance_policy(cfg)
     assert isinstance(veto, MaskLossVeto) and (veto.quantile, veto.factor) == (0.95, 1.5)
     assert (veto.policy.start_rate, veto.policy.end_rate) == (0.4, 0.6)
+
+
+def test_evidence_of_a_config(cfg):
+    cfg.GAL.ACCEPT.EVIDENCE.ENABLED = True
+    policy = build_acceptance_policy(cfg)
+    assert policy.name == "calibrated+evidence" and policy.min_age == 20
+    assert (policy.evidence.num_classes, policy.evidence.prior_count) == (3, 4.0)
+    cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT = 0.0
+    with pytest.raises(UserError, match=r"GAL\.ACCEPT\.EVIDENCE\.PRIOR_COUNT is 0.0: set it"):
+        build_acceptance_policy(cfg)
 
 
 def test_batch_rules_are_built_from_a_config(cfg):

@@ -215,7 +215,19 @@ def test_a_poor_one_is_drawn_less_and_less():
 def test_weights_without_a_reference_or_spread_are_those_of_a_new_one():
     nan = np.array([np.nan])
     assert sampling_weights(np.array([-1.0]), np.array([9]), reference=nan).tolist() == [1.0]
-    assert sampling_weights(np.array([-1.0]), np.array([9]), scale=nan).tolist() == [1.0]
+    for scale in (nan, 0.0):
+        assert sampling_weights(np.array([-1.0]), np.array([9]), scale=scale).tolist() == [1.0]
+
+
+def test_weights_of_a_store_compare_within_the_class():
+    store = EvidenceStore(3, prior_count=1.0)
+    update(store, [(1, 0, 0.9), (2, 0, 0.7), (1, 0, 0.9), (2, 0, 0.7)])  # a class of high level
+    update(store, [(3, 1, 0.1), (4, 1, -0.1), (3, 1, 0.1), (4, 1, -0.1)])
+    update(store, [(6, 2, 0.5)])
+    weights = store.sampling_weights([1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 1, 2], floor=0.2)
+    assert weights[1] < weights[0] < 1 and weights[3] < weights[2] < 1
+    assert weights[2] > weights[1]
+    assert weights[4] == 1 and weights[5] == 1  # never seen; alone in its class
 
 
 @pytest.mark.parametrize(
@@ -223,7 +235,7 @@ def test_weights_without_a_reference_or_spread_are_those_of_a_new_one():
     [
         ({"floor": 0.0}, "floor"),
         ({"floor": 1.1}, "floor"),
-        ({"scale": 0.0}, "scale"),
+        ({"scale": -1.0}, "scale"),
         ({"prior_count": 0.0}, "prior_count"),
         ({"count": np.array([-1])}, "count"),
     ],
