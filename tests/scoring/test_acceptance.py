@@ -4,6 +4,10 @@ import math
 import os
 import tempfile
 
+import gal_d2  # noqa: F401  (first: it prepares the process for detectron2)
+
+# isort: split
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +15,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.config import CfgNode
 
-import gal_d2  # noqa: F401
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
