@@ -1,0 +1,55 @@
+"""tools/prepare_miniature.py as a user calls it."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+TINY = [
+    *("--object-source", "digits", "--train-images", "4", "--val-images", "2"),
+    *("--pool-per-category", "2"),
+]
+
+
+@pytest.fixture
+def prepare(repository, tmp_path, monkeypatch):
+    """Runs the tool in ``tmp_path`` with these arguments; raises its SystemExit, if any."""
+
+    def run(*arguments: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["prepare_miniature.py", *arguments])
+        runpy.run_path(str(repository / "tools/prepare_miniature.py"), run_name="__main__")
+
+    return run
+
+
+def test_prepares_and_draws_a_preview(prepare, tmp_path, capsys):
+    prepare(*TINY, "--preview", "sheets/preview.png")
+    assert "datasets/miniature train: 4 images" in capsys.readouterr().out
+    assert Path(tmp_path / "datasets/miniature/pool").is_dir()
+    height, width, _ = cv2.imread(str(tmp_path / "sheets/preview.png")).shape
+    assert height > 10 * 144
+    assert width >= 16 * 144
+    # A second run finds it made, and can still draw it.
+    prepare(*TINY, "--preview", "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "sheets/preview.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wrong", "2"], "error: wrong is 2.0: it must lie in [0, 1]."),
+        (["--preview", "sheet.gif"], "error: --preview is sheet.gif"),
+        (["--output", "."], "exists and is no prepared miniature"),
+    ],
+)
+def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, message):
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit) as caught:
+        prepare(*TINY, *arguments)
+    assert message in caught.value.code
+    assert not (tmp_path / "datasets").exists()
