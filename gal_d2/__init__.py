@@ -1,6 +1,30 @@
 """Generative active learning for long-tailed instance segmentation on detectron2."""
 
-from gal_d2 import compat  # noqa: F401  (first: it prepares the process for detectron2)
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from gal_d2 import compat as compat  # first: it prepares the process for detectron2
 from gal_d2.config import add_gal_config
 
-__all__ = ["add_gal_config"]
+if TYPE_CHECKING:
+    from gal_d2.data.cut_out import CutOut
+    from gal_d2.data.pool import InstancePool, PoolWriter
+    from gal_d2.engine.trainer import GALTrainer
+
+__all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config"]
+
+_HOMES = {
+    "CutOut": "gal_d2.data.cut_out",
+    "GALTrainer": "gal_d2.engine.trainer",
+    "InstancePool": "gal_d2.data.pool",
+    "PoolWriter": "gal_d2.data.pool",
+}
+
+
+def __getattr__(name: str):
+    # Loader workers import this package too: they need not pay for the trainer's imports.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from gal_d2.config import add_gal_config
-from gal_d2.data.datasets import register_instances, require_dataset
+from gal_d2.data.datasets import load_metadata, register_all, register_instances, require_dataset
 from gal_d2.errors import UserError
 
 
@@ -62,8 +61,8 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     if config_file:
         if not Path(config_file).is_file():
             raise UserError(
-                f"the config file '{config_file}' does not exist: the folder configs/ has those that "
-                "come with GAL-D2."
+                f"the config file '{config_file}' does not exist: the folder configs/ has what "
+                "comes with GAL-D2."
             )
         try:
             cfg.merge_from_file(config_file)
@@ -86,6 +85,7 @@ def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> N
         cfg: changed in place.
         datasets: names that this run reads; default: those of training.
     """
+    register_all()
     for key, split in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
         pair = cfg.GAL.DATA[key]
         if not pair:
@@ -103,7 +103,7 @@ def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> N
     name = (cfg.DATASETS.TRAIN if cfg.GAL.DATA.TRAIN or not own else cfg.DATASETS.TEST)[0]
     if datasets is not None and name not in datasets:
         name = datasets[0]
-    num_classes = len(MetadataCatalog.get(name).thing_classes)
+    num_classes = len(load_metadata(name).thing_classes)
     if own:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     elif num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

@@ -23,6 +23,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
 from gal_d2.data.stream import TrainingLoader, sample_seed
@@ -77,10 +78,16 @@ class GALTrainer(DefaultTrainer):
         loader.seed = self.seed
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "seed": self.seed}
+        # detectron2 0.6 leaves out the inner trainer, and with it the optimizer.
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": self._trainer.state_dict(),
+            "seed": self.seed,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
         self.seed = state_dict["seed"]
 
     def build_hooks(self) -> list[HookBase]:

@@ -56,7 +56,7 @@ def draw_instances(
     for anchor, label, color in zip(anchors, labels, colors, strict=True):
         if anchor is None or not label:
             continue
-        left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+        left, _, right, bottom = draw.textbbox((0, 0), label, font=font)
         width, height = right - left + 4, bottom + 2
         x = int(np.clip(anchor[0], 0, max(size[0] - width, 0)))
         y = int(np.clip(anchor[1] - height, 0, max(size[1] - height, 0)))
