@@ -58,8 +58,9 @@ def cut_out_id(category_id: int, source: CutOutSource, encoded: bytes) -> int:
 
     The same cut-out has the same id in every pool, and ids are spread evenly over 0 .. 2**63 - 1.
     """
+    seed = None if source.seed is None else int(source.seed)
     header = json.dumps(
-        [int(category_id), source.generator, source.model, source.prompt, source.seed]
+        [int(category_id), source.generator, source.model, source.prompt, seed]
     ).encode()
     digest = hashlib.blake2b(digest_size=8, person=b"gal_d2.pool.1")
     digest.update(len(header).to_bytes(4, "big"))

@@ -13,7 +13,8 @@ import functools
 import logging
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -129,6 +130,7 @@ class PoolWriter:
 
         Raises:
             ValueError: ``rgba`` or ``source`` is not as described.
+            UserError: the disk is full or gone, as in :meth:`flush`.
         """
         encoded = encode_rgba(rgba)
         return self.add_encoded(
@@ -187,16 +189,13 @@ class PoolWriter:
         """Complete the open shard, so that readers see what it holds. Nothing open: no effect.
 
         Raises:
-            OSError: the disk is full or gone. The open shard is lost, the ones before it are not.
+            UserError: the disk is full or gone. The open shard is lost, the ones before it are not.
         """
         if not self._shard_ids or os.getpid() != self._pid:
             return
         self._write_batch()
-        try:
+        with self._losing_shard():
             self._shard.seal()
-        except BaseException:
-            self._discard_shard()
-            raise
         self._begin_shard()
 
     def close(self) -> None:
@@ -220,15 +219,28 @@ class PoolWriter:
     def _write_batch(self) -> None:
         if not self._batch:
             return
-        try:
+        with self._losing_shard():
             if self._shard is None:
                 self._shard = ShardWriter(self.root)
             self._shard.write(self._batch)
-        except BaseException:
-            self._discard_shard()
-            raise
         self._batch = []
         self._batch_bytes = 0
+
+    @contextmanager
+    def _losing_shard(self) -> Iterator[None]:
+        """Where writing fails, drop the open shard and forget its cut-outs."""
+        try:
+            yield
+        except BaseException as error:
+            lost = len(self._shard_ids)
+            self._discard_shard()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"the instance pool {self.root} cannot be written to "
+                    f"({error.strerror or error}); the last {lost} cut-outs are lost: make room "
+                    "there and run again"
+                ) from error
+            raise
 
     def _discard_shard(self) -> None:
         if self._shard is not None:
@@ -482,7 +494,10 @@ class InstancePool:
                 f"all {len(self.corrupt_shards)} shards of the instance pool {self.root} are "
                 "corrupt or empty; tools/check_pool.py lists them"
             )
-        problem = "has no cut-outs" if self.root.is_dir() else "does not exist"
+        if self.root.is_dir():
+            problem = "has no cut-outs"
+        else:
+            problem = "is a file, not a folder" if self.root.exists() else "does not exist"
         return (
             f"the instance pool {self.root} {problem}; fill it with tools/import_cutouts.py, or "
             "correct GAL.POOL.ROOT"

@@ -31,21 +31,20 @@ class PoolIndex:
         self, ids: np.ndarray, category_ids: np.ndarray, shard: np.ndarray, row: np.ndarray
     ) -> None:
         ids = np.asarray(ids, np.int64)
-        order = np.lexsort((shard, ids))
-        ids = ids[order]
-        first = np.ones(len(ids), bool)
-        np.not_equal(ids[1:], ids[:-1], out=first[1:])
-        order = order[first]
-        self.ids = _frozen(ids[first])
-        self.shard = _frozen(np.asarray(shard)[order].astype(np.int32))
-        self.row = _frozen(np.asarray(row)[order].astype(np.int32))
+        order = _unique_order(ids, np.asarray(shard), np.asarray(row))
+        self.ids = _frozen(ids[order])
+        self.shard = _frozen(np.asarray(shard, np.int32)[order])
+        self.row = _frozen(np.asarray(row, np.int32)[order])
 
-        categories, inverse = np.unique(np.asarray(category_ids)[order], return_inverse=True)
-        self.categories = _frozen(categories.astype(np.int64))
-        self.category_index = _frozen(inverse.astype(np.int32))
-        counts = np.bincount(self.category_index, minlength=len(categories))
+        category_ids = np.asarray(category_ids, np.int64)[order]
+        self.categories = _frozen(np.unique(category_ids))
+        self.category_index = _frozen(
+            np.searchsorted(self.categories, category_ids).astype(np.int32)
+        )
+        counts = np.bincount(self.category_index, minlength=len(self.categories))
         self._offsets = np.concatenate([[0], np.cumsum(counts)])
-        self._ids_by_category = _frozen(self.ids[np.argsort(inverse, kind="stable")])
+        by_category = np.argsort(_narrow(self.category_index), kind="stable")
+        self._ids_by_category = _frozen(self.ids[by_category])
 
         bits = max(1, len(self.ids).bit_length() - 1)
         self._shift = _ID_BITS - bits
@@ -99,6 +98,25 @@ class PoolIndex:
     def counts(self) -> np.ndarray:
         """(k,) int64 number of cut-outs of each of ``categories``."""
         return np.diff(self._offsets)
+
+
+def _unique_order(ids: np.ndarray, shard: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The order that sorts ``ids`` and leaves out all but the first (shard, row) of equal ones."""
+    order = np.argsort(ids)
+    ordered = ids[order]
+    repeated = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if not repeated.size:
+        return order
+    # Sorting by three keys takes several times as long, so only the repeated ids are put in order.
+    tied = np.union1d(repeated, repeated + 1)
+    among = order[tied]
+    order[tied] = among[np.lexsort((row[among], shard[among], ids[among]))]
+    return np.delete(order, repeated + 1)
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Small non-negative numbers as uint16 where they fit: NumPy sorts these in linear time."""
+    return values.astype(np.uint16) if values.size and values.max() < 1 << 16 else values
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

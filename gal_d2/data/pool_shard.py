@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import bisect
 import errno
+import mmap
 import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,8 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Drop the shard and whatever was written of it."""
-        self._file.close()
+        with suppress(OSError):  # closing writes what is buffered, and the disk may be full
+            self._file.close()
         self.temporary.unlink(missing_ok=True)
 
 
@@ -204,13 +206,17 @@ def _names(root: Path, suffix: str) -> list[str]:
     try:
         with os.scandir(root) as entries:
             return sorted(e.name for e in entries if e.name.endswith(suffix) and not e.is_dir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
 def _open(path: Path, fields: list[int] | None) -> pa.RecordBatchFileReader:
+    # Python's memory map and not Arrow's, which hands each read to a thread: slower to open, and
+    # a forked worker has no such thread.
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
-    reader = pa.ipc.open_file(pa.memory_map(str(path)), options=options)
+    reader = pa.ipc.open_file(pa.py_buffer(mapped), options=options)
     expected = SCHEMA if fields is None else pa.schema([SCHEMA.field(i) for i in fields])
     if not reader.schema.equals(expected):
         raise CorruptShardError(
@@ -244,8 +250,7 @@ def _sync_folder(folder: Path) -> None:
     except OSError:
         return
     try:
-        os.fsync(handle)
-    except OSError:  # some network file systems refuse it
-        pass
+        with suppress(OSError):  # some network file systems refuse it
+            os.fsync(handle)
     finally:
         os.close(handle)

@@ -1,0 +1,108 @@
+"""The categories of an LVIS or COCO annotation file, found by name, synonym or id."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping
+
+from gal_d2.errors import UserError
+
+
+class CategoryNames:
+    """Resolves what people write for a category ("bun", "Sandal (type of shoe)", "12") to its id.
+
+    An exact name comes first, then a name up to case, spaces and underscores, then a synonym that
+    only one category has, then the id.
+
+    Args:
+        categories: dicts with "id" and "name", and "synonyms" (list of names) where there are any.
+
+    Attributes:
+        names: name by category id.
+        ids: category ids, ascending: the contiguous class index numbers them.
+
+    Raises:
+        UserError: there are none, or one lacks an integer id or a name.
+    """
+
+    def __init__(self, categories: Iterable[Mapping], origin: str = "the category list") -> None:
+        self.names: dict[int, str] = {}
+        synonyms: dict[str, set[int]] = {}
+        for category in categories:
+            if (
+                not isinstance(category, Mapping)
+                or not isinstance(category.get("id"), int)
+                or not isinstance(category.get("name"), str)
+            ):
+                raise UserError(
+                    f"{origin}: each of 'categories' needs an integer 'id' and a 'name', got "
+                    f"{category!r:.200}; correct the file"
+                )
+            self.names[category["id"]] = category["name"]
+            for synonym in category.get("synonyms") or ():
+                synonyms.setdefault(_plain(synonym), set()).add(category["id"])
+        if not self.names:
+            raise UserError(
+                f"{origin}: 'categories' is empty; give an LVIS or COCO annotation file"
+            )
+        self.ids = sorted(self.names)
+        self._by_exact_name = {name: i for i, name in self.names.items()}
+        plain: dict[str, set[int]] = {}
+        for i, name in self.names.items():
+            plain.setdefault(_plain(name), set()).add(i)
+        # Names shadow synonyms; what stays ambiguous is not guessed.
+        self._by_plain_name = {
+            name: next(iter(owners))
+            for name, owners in {**synonyms, **plain}.items()
+            if len(owners) == 1
+        }
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> CategoryNames:
+        """Read "categories" of an annotation file.
+
+        Raises:
+            UserError: the file is missing, no JSON, or has no categories.
+        """
+        content = read_json(path, "give an LVIS or COCO annotation file")
+        categories = content.get("categories") if isinstance(content, dict) else None
+        if not isinstance(categories, list):
+            raise UserError(f"{path}: no list 'categories'; give an LVIS or COCO annotation file")
+        return cls(categories, str(path))
+
+    def resolve(self, text: str) -> int | None:
+        """The id of the category called ``text``, or None."""
+        if text in self._by_exact_name:
+            return self._by_exact_name[text]
+        plain = _plain(text)
+        if plain in self._by_plain_name:
+            return self._by_plain_name[plain]
+        if plain.isascii() and plain.isdigit() and int(plain) in self.names:
+            return int(plain)
+        return None
+
+    def nearest(self, text: str, count: int = 3) -> list[str]:
+        """Names of the categories that look most like ``text``, best first; perhaps none."""
+        matches = difflib.get_close_matches(_plain(text), self._by_plain_name, n=count)
+        return list(dict.fromkeys(self.names[self._by_plain_name[match]] for match in matches))
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> object:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing, unreadable or no JSON; the message ends with ``remedy``.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123  (str or Path alike)
+            return json.load(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
+
+
+def _plain(name: str) -> str:
+    return "_".join(str(name).casefold().replace("_", " ").split())

@@ -1,0 +1,84 @@
+"""Finding a category by what people call it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gal_d2.data.category_names import CategoryNames
+from gal_d2.errors import UserError
+
+CATEGORIES = [
+    {"id": 7, "name": "bun", "synonyms": ["bun", "roll"]},
+    {"id": 3, "name": "sandal_(type_of_shoe)", "synonyms": ["sandal"]},
+    {"id": 4, "name": "roll_of_paper", "synonyms": ["roll", "paper roll", "bun"]},
+    {"id": 12, "name": "7"},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "category_id"),
+    [
+        ("bun", 7),  # also a synonym of 4, but a name comes first
+        ("Bun", 7),
+        ("Sandal (type of shoe)", 3),
+        ("sandal", 3),
+        ("paper_roll", 4),
+        ("roll", None),  # a synonym of two
+        ("7", 12),  # a name comes before an id
+        ("3", 3),
+        ("003", 3),
+        ("5", None),
+        ("-3", None),
+        ("bunny", None),
+        ("", None),
+    ],
+)
+def test_resolve(text: str, category_id: int | None) -> None:
+    assert CategoryNames(CATEGORIES).resolve(text) == category_id
+
+
+def test_ids_and_names() -> None:
+    names = CategoryNames(CATEGORIES)
+    assert names.ids == [3, 4, 7, 12]
+    assert names.names[3] == "sandal_(type_of_shoe)"
+
+
+def test_nearest() -> None:
+    names = CategoryNames(CATEGORIES)
+    assert names.nearest("bunn") == ["bun"]
+    assert names.nearest("sandals") == ["sandal_(type_of_shoe)"]
+    assert names.nearest("xyzzy") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "no list 'categories'"),
+        ('{"images": []}', "no list 'categories'"),
+        ('{"categories": []}', "'categories' is empty"),
+        ('{"categories": [3]}', "needs an integer 'id' and a 'name'"),
+        ('{"categories": [{"id": "3", "name": "bun"}]}', "needs an integer 'id'"),
+        ('{"categories": [{"id": 3}]}', "and a 'name'"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        CategoryNames.from_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.json cannot be read"):
+        CategoryNames.from_file(tmp_path / "nowhere.json")
+
+
+def test_from_file(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"categories": CATEGORIES}))
+    assert CategoryNames.from_file(path).resolve("bun") == 7

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Read all of an instance pool and list what is corrupt; exit status 1 if anything is.
+
+tools/check_pool.py datasets/miniature/pool --annotations annotations/miniature_train.json
+
+Training skips corrupt shards and cut-outs. To be rid of a shard that is listed here, delete its
+file; its cut-outs have to be imported or generated again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gal_d2.data.category_names import CategoryNames
+from gal_d2.data.pool_check import check_shard
+from gal_d2.data.pool_shard import shard_names, temporary_names
+from gal_d2.errors import UserError
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pool", type=Path, help="the pool's folder")
+    parser.add_argument(
+        "--annotations", type=Path, help="LVIS or COCO annotation file, for the categories' names"
+    )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="compare bytes with ids only, several times as fast",
+    )
+    return parser.parse_args(arguments)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    root = arguments.pool
+    if not root.is_dir():
+        raise UserError(
+            f"the instance pool {root} does not exist; fill one with tools/import_cutouts.py"
+        )
+    names = CategoryNames.from_file(arguments.annotations).names if arguments.annotations else {}
+    shards = shard_names(root)
+    counts: Counter = Counter()
+    seen: set[int] = set()
+    duplicates = corrupt_shards = corrupt_rows = 0
+    for shard in tqdm(shards, unit=" shards", disable=None):
+        report = check_shard(root / shard, decode=not arguments.no_decode)
+        if report.error is not None:
+            corrupt_shards += 1
+            tqdm.write(f"corrupt shard {root / shard}: {report.error}")
+        for pool_id, problem in report.corrupt_rows.values():
+            corrupt_rows += 1
+            tqdm.write(f"corrupt cut-out {pool_id}: {problem}")
+        for pool_id, category_id in report.sound_rows:
+            if pool_id in seen:
+                duplicates += 1
+            else:
+                seen.add(pool_id)
+                counts[category_id] += 1
+    print_temporary_files(root)
+    for category_id, count in sorted(counts.items()):
+        print(f"{category_id:>7}  {count:>9,}  {names.get(category_id, '')}".rstrip())
+    print(
+        f"{root}: {counts.total():,} sound cut-outs of {len(counts):,} categories in "
+        f"{len(shards):,} shards ({duplicates:,} stored twice); {corrupt_shards:,} corrupt shards, "
+        f"{corrupt_rows:,} corrupt cut-outs"
+    )
+    return 1 if corrupt_shards or corrupt_rows else 0
+
+
+def print_temporary_files(root: Path) -> None:
+    for name in temporary_names(root):
+        try:
+            status = (root / name).stat()
+        except FileNotFoundError:  # completed just now
+            continue
+        minutes = max(0.0, time.time() - status.st_mtime) / 60
+        print(
+            f"unfinished shard {root / name}: {status.st_size:,} bytes, last written "
+            f"{minutes:,.0f} minutes ago; unless a writer is running, delete it"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = parse_arguments(arguments)
+    try:
+        return run(parsed)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
