@@ -4,6 +4,9 @@ A registered set's metadata has ``thing_classes``, ``thing_dataset_id_to_contigu
 id in the JSON -> class), ``category_frequency`` ('r'/'c'/'f' by class) and ``class_image_count``
 (list of ``{"id", "image_count"}``, as detectron2's federated loss wants it). They are read from the
 JSON when one of them is first asked for: registering costs nothing and needs no file.
+
+Importing this module registers ``lvis_v1_train/val`` (in place of detectron2's own) and
+``miniature_train/val`` under ``$DETECTRON2_DATASETS``, as detectron2 does with its data sets.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from gal_d2.data.annotation_file import (
     file_signature,
     read_annotation_file,
     read_categories,
+    without_garbage_collection,
 )
 from gal_d2.errors import UserError
 
@@ -206,6 +210,7 @@ def load_annotation_file(name: str) -> AnnotationFile:
     return dataclasses.replace(content, categories=categories)
 
 
+@without_garbage_collection()
 def load_instances(name: str) -> list[dict[str, Any]]:
     """A data set's images in detectron2's standard format; what ``DatasetCatalog.get`` calls.
 
@@ -370,3 +375,6 @@ def _first_image(source: _Source) -> Path | None:
     except (OSError, ValueError):  # unreadable or empty: reading the annotations will say so
         return None
     return Path(_image_path(source, found)) if found else None
+
+
+register_all()

@@ -26,6 +26,7 @@ from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
+from pycocotools import mask as mask_utils
 from tabulate import tabulate
 
 from gal_d2.data.annotation_file import FREQUENCIES, AnnotationFile, Category
@@ -232,16 +233,15 @@ class _GroundTruth:
         if content.exhaustive:
             images = _with_all_absent_negative(content)
         categories = [dataclasses.asdict(category) for category in content.categories]
+        annotations = [a for a in content.annotations if a["area"] > 0]  # as lvis-api does
         return cls(
             path=content.path,
             dataset=hotcoco.COCO(
-                {"images": images, "annotations": content.annotations, "categories": categories}
+                {"images": images, "annotations": annotations, "categories": categories}
             ),
             image_ids=frozenset(image["id"] for image in images),
             categories=content.categories,
-            instance_count=Counter(
-                a["category_id"] for a in content.annotations if not a["iscrowd"]
-            ),
+            instance_count=Counter(a["category_id"] for a in annotations if not a["iscrowd"]),
         )
 
 
@@ -262,11 +262,18 @@ def _evaluate(
     """Precision (IoU, recall level, category, area) and recall (IoU, category, area).
 
     Both are -1 where no ground truth defines them; categories are in the order of their ids.
+    ``detections`` hold no more than ``max_dets`` of an image.
     """
     # With a box in it, a detection's area (for APs, APm, APl) would be that of the box.
     key = "bbox" if task == "bbox" else "segmentation"
     fields = ("image_id", "category_id", "score", key)
-    results = [{field: detection[field] for field in fields} for detection in detections]
+    # lvis-api passes over what is empty, such as a mask that nowhere reaches the threshold, instead
+    # of taking it for a false positive.
+    results = [
+        {field: detection[field] for field in fields}
+        for detection, area in zip(detections, _areas(detections, task), strict=True)
+        if area > 0
+    ]
     evaluation = hotcoco.LVISEval(
         ground_truth, hotcoco.LVISResults(ground_truth, results, max_dets=max_dets), task
     )
@@ -274,6 +281,13 @@ def _evaluate(
     evaluation.accumulate()  # not summarize(): it prints
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     return np.asarray(precision)[..., 0], np.asarray(recall)[..., 0]
+
+
+def _areas(detections: list[dict[str, Any]], task: str) -> Iterable[float]:
+    if task == "segm":
+        # One by one: pycocotools overflows on more than 255 at once.
+        return (mask_utils.area(detection["segmentation"]) for detection in detections)
+    return (detection["bbox"][2] * detection["bbox"][3] for detection in detections)
 
 
 def _summarize(

@@ -241,6 +241,28 @@ class TestAgreementWithLvisApi:
         assert f"AR@{max_dets}" in found
         assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
 
+    @pytest.mark.parametrize("task", ["bbox", "segm"])
+    def test_empty_masks_and_boxes(self, register, tmp_path, task):
+        """A mask head often predicts nothing above the threshold: that is no false positive."""
+        rng = np.random.default_rng(3)
+        content = generated_dataset(rng)
+        for ann in content["annotations"][::5]:
+            ann["area"] = 0.0
+        detections = generated_detections(rng, content, 6)
+        nothing = mask_utils.encode(np.zeros((HEIGHT, WIDTH), np.uint8, order="F"))
+        for chosen in detections[::4]:
+            chosen.update(segmentation=nothing, score=0.99)
+        for chosen in detections[1::4]:
+            chosen["bbox"][2] = 0.0
+            chosen["score"] = 0.98
+        name = register(content)
+        found = evaluate(name, content, detections, output_dir=tmp_path)[task]
+        expected = lvis_api(
+            tmp_path / f"{name}.json", tmp_path / "lvis_instances_results.json", task
+        )
+        assert found["AP"] > 0
+        assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
     def test_group_without_ground_truth_is_nan(self, register, tmp_path):
         content = {
             "images": [image(1)],
