@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from torch.nn import functional as F
+
+from gal_d2.errors import UserError
+from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
+from gal_d2.scoring.scorer import ContributionScorer
+
+OPTIONS = {"reference_size": 8, "reference_min": 1, "momentum": 0.5, "shrinkage": 0.0}
+
+
+@pytest.fixture
+def batch(tiny):
+    return tiny.features(), tiny.targets(tiny.five)
+
+
+def test_rows_are_the_pasted_instances_in_order(tiny, batch):
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    scored = scorer.step(*batch)
+    assert scored.pool_id.tolist() == [101, 102]
+    assert scored.image_index.tolist() == [0, 1]
+    assert scored.gt_class.tolist() == [1, 2]
+    assert scored.num_rois.tolist() == [1, 1]
+    assert scored.heads == ("box", "mask")
+    # No real instance of their classes has been seen.
+    assert scored.score.isnan().all() and scored.phi.isnan().all()
+    assert all(loss.isfinite().all() and (loss > 0).all() for loss in scored.head_loss.values())
+    assert scorer.cache.count("box").tolist() == [2, 0, 0, 0, 1]
+
+
+def test_score_agrees_with_the_naive_way(tiny, batch):
+    """Full gradients of one instance at a time through autograd, averages written out."""
+    roi_heads = tiny.roi_heads()
+    features, _ = batch
+    real = tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1), (1, [8, 8, 24, 40], 1, 0, -1)])
+    pasted = tiny.targets([(0, [20, 10, 60, 30], 1, 1, 5)])
+    scorer = ContributionScorer(
+        roi_heads, projection=None, bias=False, loss_weights={}, **(OPTIONS | {"momentum": 0.9})
+    )
+    scorer.update(features, real)
+    scored = scorer.score(features, pasted)
+
+    def naive(head, targets):
+        boxes = [t.gt_boxes for t in targets]
+        maps = [features["p2"], features["p3"]]
+        if head == "box":
+            pooled = roi_heads.box_pooler(maps, boxes)
+            layers = [
+                roi_heads.box_head.fc1,
+                roi_heads.box_head.fc2,
+                roi_heads.box_predictor.cls_score,
+            ]
+        else:
+            pooled = roi_heads.mask_pooler(maps, boxes)
+            layers = [m for m in roi_heads.mask_head.modules() if hasattr(m, "weight")]
+            masks = torch.cat([t.gt_masks.crop_and_resize(t.gt_boxes.tensor, 12) for t in targets])
+        rows = []
+        for i in range(len(pooled)):
+            if head == "box":
+                logits = roi_heads.box_predictor(roi_heads.box_head(pooled[i : i + 1]))[0]
+                loss = F.cross_entropy(logits, torch.tensor([1]))
+            else:
+                logits = roi_heads.mask_head.layers(pooled[i : i + 1])[:, 1]
+                loss = F.binary_cross_entropy_with_logits(logits, masks[i : i + 1].float())
+            gradient = torch.autograd.grad(loss, [layer.weight for layer in layers])
+            rows.append(torch.cat([g.flatten() for g in gradient]))
+        return torch.stack(rows)
+
+    phi = 0.0
+    for head in ("box", "mask"):
+        g_real, g = naive(head, real), naive(head, pasted)[0]
+        direction = F.normalize(F.normalize(g_real, dim=1).mean(0), dim=0)
+        cosine = F.normalize(g, dim=0) @ direction
+        torch.testing.assert_close(scored.head_score[head][0], cosine, rtol=1e-4, atol=1e-5)
+        phi = phi + g_real.mean(0) @ g
+    torch.testing.assert_close(scored.phi[0], phi, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(scored.score, scored.head_score["box"])
+
+
+def test_projected_cosines_are_near_the_full_ones(tiny):
+    roi_heads, features = tiny.roi_heads(), tiny.features()
+    real = tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1), (1, [8, 8, 24, 40], 2, 0, -1)])
+    pasted = tiny.targets([(0, [20, 10, 60, 30], 1, 1, 5), (1, [3, 9, 44, 50], 2, 1, 6)])
+    results = []
+    for projection in (None, 16):
+        scorer = ContributionScorer(roi_heads, projection=projection, **OPTIONS)
+        scorer.update(features, real)
+        results.append(scorer.score(features, pasted))
+    for head in ("box", "mask"):
+        difference = results[0].head_score[head] - results[1].head_score[head]
+        assert difference.abs().max() < 0.25
+
+
+def test_one_step_equals_score_then_update(tiny, batch):
+    joint = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    apart = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    features, _ = batch
+    targets = tiny.targets(
+        [*tiny.five, (1, [30, 4, 60, 30], 1, 0, -1), (0, [5, 30, 30, 60], 2, 0, -1)]
+    )
+    for _ in range(3):
+        one = joint.step(features, targets)
+        two = apart.score(features, targets)
+        apart.update(features, targets)
+        apart.cache.confusion = joint.cache.confusion  # `update` alone sees no candidates
+        apart.cache._partners.copy_(joint.cache.partners)
+        torch.testing.assert_close(one.score, two.score, equal_nan=True)
+        torch.testing.assert_close(one.phi, two.phi, equal_nan=True)
+    assert one.score.isfinite().all() and one.phi.isfinite().all()
+    assert joint.cache.partners.max() >= 0
+    assert joint.cache.negative_count("box").sum() > 0
+
+
+def test_combined_score_takes_off_an_unusual_mask_loss(tiny, batch):
+    scorer = ContributionScorer(
+        tiny.roi_heads(),
+        score_weights={"box": 2.0, "mask": 0.5},
+        loss_weights={"mask": 0.1},
+        **OPTIONS,
+    )
+    features, _ = batch
+    scorer.update(features, tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1)]))
+    window = scorer.reference[loss_key("mask")]
+    window.add(torch.ones(7, dtype=torch.int64), torch.linspace(0.4, 1.0, 7))
+    scored = scorer.score(features, tiny.targets([(0, [20, 10, 60, 30], 1, 1, 5)]))
+    low, median, high = (window.quantile(torch.tensor([1]), q) for q in (0.16, 0.5, 0.84))
+    z = (scored.head_loss["mask"] - median) / ((high - low) / 2)
+    assert z.abs() < 5
+    expected = 2 * scored.head_score["box"] + 0.5 * scored.head_score["mask"] - 0.1 * z
+    torch.testing.assert_close(scored.score, expected)
+
+
+@pytest.mark.parametrize("heads", [("box",), ("mask",)])
+def test_one_head_alone_works(tiny, batch, heads):
+    scorer = ContributionScorer(tiny.roi_heads(), heads=heads, **OPTIONS)
+    features, targets = batch
+    if heads == ("box",):
+        for target in targets:
+            target.remove("gt_masks")
+    scorer.step(features, targets)
+    again = scorer.score(features, targets, which="all")
+    assert again.heads == heads
+    assert again.score.isnan().tolist() == [False, True, False, True, False]
+
+
+def test_an_instance_without_a_region_is_missing_not_zero(tiny):
+    features = tiny.features()
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    scorer.update(features, tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1)]))
+    targets = tiny.targets(
+        [
+            (0, [20, 10, 20, 30], 1, 1, 1),  # no width
+            (0, [20, 10, 40, 30], 1, 1, 2),
+            (1, [20, 10, 40, 30], 5, 1, 3),  # no such class
+            (1, [20, 10, 40, 30], -1, 1, 4),
+        ]
+    )
+    scored = scorer.score(features, targets)
+    assert scored.pool_id.tolist() == [1, 2, 3, 4]
+    assert scored.num_rois.tolist() == [0, 1, 0, 0]
+    absent = torch.tensor([True, False, True, True])
+    for column in (
+        scored.phi,
+        scored.score,
+        *scored.head_score.values(),
+        *scored.head_loss.values(),
+    ):
+        assert column.isnan().tolist() == absent.tolist()
+
+
+def test_no_instances_and_no_fields_of_ours(tiny):
+    features = tiny.features()
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    assert len(scorer.step(features, tiny.targets([]))) == 0
+    plain = []
+    for target in tiny.targets(tiny.five):
+        bare = Instances(target.image_size)
+        for name in ("gt_boxes", "gt_classes", "gt_masks"):
+            bare.set(name, target.get(name))
+        plain.append(bare)
+    assert len(scorer.step(features, plain)) == 0  # all real
+    assert scorer.cache.count("mask").tolist() == [2, 1, 1, 0, 1]
+
+
+def test_what_is_not_finite_is_skipped_counted_and_named_once(tiny, caplog):
+    features = tiny.features()
+    features["p2"][1] = math.nan
+    targets = tiny.targets(
+        [
+            (0, [4, 6, 30, 40], 1, 0, -1),
+            (1, [4, 6, 30, 40], 1, 0, -1),
+            (1, [4, 6, 30, 41], 1, 1, 77),
+            (0, [4, 6, 30, 41], 1, 1, 78),
+        ]
+    )
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    for _ in range(2):
+        scored = scorer.step(features, targets, image_ids=["a.jpg", "b.jpg"])
+    assert scored.pool_id.tolist() == [78, 77]
+    assert scored.score.isnan().tolist() == [False, True]
+    assert scored.phi.isnan().tolist() == [False, True]
+    assert scorer.cache.count("box").tolist() == [0, 2, 0, 0, 0]
+    assert scorer.cache.direction("box", torch.tensor([1])).isfinite().all()
+    assert scorer.reference[SCORE_KEY].count(torch.tensor([1])) == 1
+    assert scorer.non_finite.counts["loss of the box head"] == 4
+    assert len(caplog.records) == 2  # box and mask
+    assert "image b.jpg pool id 77" in caplog.text and "image b.jpg (real)" in caplog.text
+
+
+def test_at_most_so_many_real_instances_of_a_class_spread_over_the_batch(tiny):
+    features = tiny.features()
+    many = [(i // 4, [2 * i, 2, 2 * i + 20, 30], 1, 0, -1) for i in range(8)]
+    scorer = ContributionScorer(tiny.roi_heads(), max_real_per_class=3, **OPTIONS)
+    chosen = scorer._choose_real(scorer._table(tiny.targets(many)))
+    assert chosen.tolist() == [0, 2, 5]
+    scorer.step(features, tiny.targets(many))
+    assert scorer.cache.count("box").tolist() == [0, 3, 0, 0, 0]
+    assert scorer.reference[SCORE_KEY].count(torch.tensor([1])) == 0  # nothing to compare with yet
+    assert scorer.reference[loss_key("mask")].count(torch.tensor([1])) == 3
+
+
+def test_sampled_proposals_add_up_by_instance(tiny):
+    features = tiny.features()
+    scorer = ContributionScorer(tiny.roi_heads(), loss_weights={}, **OPTIONS)
+    scorer.update(features, tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1)]))
+    target = tiny.targets([(0, [20, 10, 60, 30], 1, 1, 5), (0, [2, 2, 9, 9], 1, 1, 6)])
+    boxes = torch.tensor([[20.0, 10, 60, 30], [21.0, 11, 60, 32]])
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    both = scorer.score(features, target, proposals=[(boxes, torch.tensor([0, 0])), nothing])
+    assert both.num_rois.tolist() == [2, 0]
+    assert both.phi.isnan().tolist() == both.score.isnan().tolist() == [False, True]
+    single = [
+        scorer.score(features, target, proposals=[(box[None], torch.tensor([0])), nothing])
+        for box in boxes
+    ]
+    torch.testing.assert_close(both.phi[0], single[0].phi[0] + single[1].phi[0])
+    torch.testing.assert_close(
+        both.head_loss["box"][0],
+        (single[0].head_loss["box"][0] + single[1].head_loss["box"][0]) / 2,
+    )
+    at_box = scorer.score(features, target)
+    torch.testing.assert_close(at_box.score[0], single[0].score[0])
+
+
+def test_state_comes_back_and_the_next_step_is_the_same(tiny, batch, tmp_path):
+    roi_heads = tiny.roi_heads()
+    features, _ = batch
+    targets = tiny.targets(
+        [*tiny.five, (1, [30, 4, 60, 30], 1, 0, -1), (0, [5, 30, 30, 60], 2, 0, -1)]
+    )
+    scorer = ContributionScorer(roi_heads, partner_every=2, **OPTIONS)
+    for _ in range(3):
+        scorer.step(features, targets)
+    torch.save(scorer.state_dict(), tmp_path / "scorer.pth")
+    resumed = ContributionScorer(roi_heads, partner_every=2, **OPTIONS)
+    assert resumed.load_state_dict(torch.load(tmp_path / "scorer.pth"))
+    for _ in range(3):
+        one, two = scorer.step(features, targets), resumed.step(features, targets)
+        assert torch.equal(one.score, two.score) and torch.equal(one.phi, two.phi)
+    for name, tensor in scorer.cache._tensors().items():
+        assert torch.equal(tensor, resumed.cache._tensors()[name]), name
+
+
+def test_a_checkpoint_without_scoring_or_with_another_projection_starts_fresh(tiny, batch, caplog):
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    scorer.step(*batch)
+    assert not scorer.load_state_dict(None)
+    assert "written without scoring" in caplog.text
+    caplog.clear()
+    other = ContributionScorer(tiny.roi_heads(), projection=4, **OPTIONS)
+    assert not other.load_state_dict(scorer.state_dict())
+    assert "differs in" in caplog.text and "k" in caplog.text
+
+
+def test_the_scorer_is_no_part_of_the_model(tiny, batch):
+    roi_heads = tiny.roi_heads()
+    names = list(roi_heads.state_dict())
+    roi_heads.scorer = ContributionScorer(roi_heads, **OPTIONS)
+    roi_heads.scorer.step(*batch)
+    assert list(roi_heads.state_dict()) == names
+    assert all(p.grad is None for p in roi_heads.parameters())
+
+
+def test_cascade_and_class_agnostic_masks(tiny, batch):
+    roi_heads = tiny.roi_heads(
+        ROI_HEADS__NAME="CascadeROIHeads",
+        ROI_BOX_HEAD__CLS_AGNOSTIC_BBOX_REG=True,
+        ROI_MASK_HEAD__CLS_AGNOSTIC_MASK=True,
+    )
+    scorer = ContributionScorer(roi_heads, **OPTIONS)
+    scorer.step(*batch)
+    assert scorer.score(*batch, which="real").score.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"heads": ["keypoint"]}, "'keypoint'"),
+        ({"heads": ["box"], "score_weights": {"mask": 1.0}}, "SCORE_WEIGHTS names 'mask'"),
+        ({"heads": ["box"], "loss_weights": {"mask": 1.0}}, "LOSS_WEIGHTS names 'mask'"),
+        ({"heads": ["box"], "contrast_heads": ["mask"]}, "CONTRAST_HEADS names 'mask'"),
+        ({"max_real_per_class": 0}, "MAX_REAL_PER_CLASS is 0"),
+        ({"momentum": 1.0}, "MOMENTUM is 1.0"),
+    ],
+)
+def test_bad_options_are_named(tiny, options, words):
+    with pytest.raises(UserError, match=words):
+        ContributionScorer(tiny.roi_heads(), **options)
