@@ -28,6 +28,11 @@ from gal_d2.data.datasets import DatasetNotFoundError, register_instances
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
 
+pytestmark = [  # of pycocotools and lvis-api on NumPy 2
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning"),
+]
+
 HEIGHT, WIDTH = 144, 192
 
 
