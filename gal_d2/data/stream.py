@@ -160,6 +160,7 @@ class TrainingLoader:
             num_workers=self.num_workers,
             collate_fn=_as_list,
             worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # else starting to load draws from the global one
         )
 
 

@@ -106,3 +106,12 @@ def test_sample_seeds_differ_and_fit_63_bits():
     seeds = [sample_seed(run, position) for run in range(3) for position in range(1000)]
     assert len(set(seeds)) == 3000
     assert min(seeds) >= 0 and max(seeds) < 2**63
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_loading_draws_nothing_from_the_global_generator(num_workers):
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    take(make_loader(num_workers=num_workers), 3)
+    assert torch.rand(1) == expected
