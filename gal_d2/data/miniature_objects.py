@@ -5,6 +5,8 @@ All functions are pure but for the generator that they draw from.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -50,16 +52,15 @@ def draw_object(
         grey = grey[:, ::-1]
     occupied = (grey > _OCCUPIED).astype(np.float32)
     transform, size = _placement(grey.shape, longest_side, rng, max_rotation, aspect_jitter)
-
     pixel = longest_side / max(grey.shape)
 
-    def enlarge(image: np.ndarray, blur: float, border: int) -> np.ndarray:
-        large = cv2.warpAffine(image, transform, size, flags=cv2.INTER_CUBIC, borderMode=border)
+    def enlarge(image: np.ndarray, blur: float) -> np.ndarray:
+        large = cv2.warpAffine(image, transform, size, flags=cv2.INTER_CUBIC)
         return cv2.GaussianBlur(large, (0, 0), sigmaX=blur * pixel)
 
-    mask = _largest_filled(enlarge(occupied, 0.35, cv2.BORDER_CONSTANT) > 0.5)
+    mask = _largest_filled(enlarge(occupied, 0.35) > 0.5)
     alpha = cv2.GaussianBlur(mask * np.float32(255), (0, 0), sigmaX=0.9)
-    light = enlarge(_beyond_edge(grey, occupied), 0.2, cv2.BORDER_REPLICATE)
+    light = _beyond_edge(enlarge(grey.astype(np.float32), 0.2), mask, rim=pixel)
     light = np.clip(light / max(np.percentile(light[mask > 0], 97), 1.0), 0, 1)
     rgb = (0.25 + 0.75 * light[..., None]) * random_tint(rng)
     return crop_to_alpha(np.dstack([np.clip(rgb, 0, 255), alpha]).round().astype(np.uint8))
@@ -185,11 +186,19 @@ def _placement(
     return np.hstack([linear, shift[:, None]]), (int(size[0]), int(size[1]))
 
 
-def _beyond_edge(grey: np.ndarray, occupied: np.ndarray) -> np.ndarray:
-    """The picture with its cloth continued for a pixel or two; (h, w) float32."""
-    near = cv2.GaussianBlur(grey * occupied, (0, 0), 1.0)
-    near /= np.maximum(cv2.GaussianBlur(occupied, (0, 0), 1.0), 0.03)
-    return occupied * grey + (1 - occupied) * near
+def _beyond_edge(light: np.ndarray, mask: np.ndarray, rim: float) -> np.ndarray:
+    """Continue the light of the cloth over its edge; (H, W) float32.
+
+    The outermost ``rim`` pixels of the mask are dark, being half cloth, half black background.
+    They are lit as the cloth next to them, unless the cloth is all rim. Gaps further inside, as
+    between trouser legs, stay dark.
+    """
+    width = 2 * math.ceil(rim) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    core = cv2.erode(mask, kernel).astype(np.float32)
+    near = cv2.GaussianBlur(light * core, (0, 0), 1.5 * rim)
+    near /= np.maximum(cv2.GaussianBlur(core, (0, 0), 1.5 * rim), 1e-4)
+    return np.where(core > 0, light, np.maximum(light, near))
 
 
 def _largest_filled(mask: np.ndarray) -> np.ndarray:

@@ -44,9 +44,10 @@ def test_a_square_keeps_its_size_through_enlargement(side, seed):
     assert mask.any(axis=1).sum() == pytest.approx(side, abs=1.5)
     assert mask.any(axis=0).sum() == pytest.approx(side, abs=1.5)
     assert mask.sum() == pytest.approx(side**2, rel=0.08)
-    # An even square has an even colour, beyond its edge as well: no dark rim.
+    # An even square has an even colour, beyond its edge as well: no dark rim, which would
+    # be off by 100 and more. Cubic interpolation overshoots a little.
     colour = rgba[rgba[..., 3] > 0][:, :3].astype(int)
-    assert np.ptp(colour, axis=0).max() <= 3
+    assert np.ptp(colour, axis=0).max() <= 20
 
 
 def test_the_mask_has_neither_holes_nor_specks():
