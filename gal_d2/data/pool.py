@@ -14,6 +14,7 @@ import logging
 import operator
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,8 @@ logger = logging.getLogger(__name__)
 # A record batch of the open shard is handed to the file when it reaches either.
 _BATCH_ROWS = 512
 _BATCH_BYTES = 8 << 20
+# Shards are opened a few at a time, for the sake of disks that take long to answer.
+_INDEX_THREADS = 4
 
 
 class PoolWriter:
@@ -452,24 +455,37 @@ class InstancePool:
     def _open_shard(self, name: str) -> ShardReader:
         return ShardReader(self.root / name)
 
+    def _read_indices(
+        self, names: list[str]
+    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray] | CorruptShardError]]:
+        """The index columns of each shard, or what is wrong with it, in the order of ``names``."""
+
+        def read(name: str) -> tuple[np.ndarray, np.ndarray] | CorruptShardError:
+            try:
+                return read_index_columns(self.root / name)
+            except CorruptShardError as error:
+                return error
+
+        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
+            yield from zip(names, threads.map(read, names), strict=True)
+
     def _add_shards(self, names: Iterable[str]) -> None:
         known = set(self._shards)
         index = self._index
         parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for name in sorted(set(names) - known):
-            # A shard that was corrupt is tried again: it may have been in the middle of a copy.
-            try:
-                parts[name] = read_index_columns(self.root / name)
-            except CorruptShardError as error:
-                if name not in self.corrupt_shards:
-                    logger.warning(
-                        "shard %s is corrupt (%s) and skipped, see tools/check_pool.py",
-                        self.root / name,
-                        error,
-                    )
-                self.corrupt_shards[name] = str(error)
-            else:
+        # A shard that was corrupt is tried again: it may have been in the middle of a copy.
+        for name, columns in self._read_indices(sorted(set(names) - known)):
+            if not isinstance(columns, CorruptShardError):
+                parts[name] = columns
                 self.corrupt_shards.pop(name, None)
+                continue
+            if name not in self.corrupt_shards:
+                logger.warning(
+                    "shard %s is corrupt (%s) and skipped, see tools/check_pool.py",
+                    self.root / name,
+                    columns,
+                )
+            self.corrupt_shards[name] = str(columns)
         if not parts:
             return
         shards = tuple(sorted(known | parts.keys()))

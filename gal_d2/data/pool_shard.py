@@ -103,6 +103,9 @@ class ShardReader:
             self._batches = [
                 self._reader.get_batch(i) for i in range(self._reader.num_record_batches)
             ]
+        self._columns = [
+            list(zip(SCHEMA.names, batch.columns, strict=True)) for batch in self._batches
+        ]
         ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
         self._starts = [0, *ends.tolist()]
 
@@ -133,10 +136,11 @@ class ShardReader:
             raise CorruptCutOutError(f"{self.path} has {len(self)} rows, no row {row}")
         number = bisect.bisect_right(self._starts, row) - 1
         try:
-            record = self._batches[number].slice(row - self._starts[number], 1)
+            row_in_batch = row - self._starts[number]
             # Bounds of the variable-length columns, without which damage could crash the process.
-            record.validate(full=True)
-            (fields,) = record.to_pylist()
+            self._batches[number].slice(row_in_batch, 1).validate(full=True)
+            # Half the time of to_pylist() on the slice.
+            fields = {name: column[row_in_batch].as_py() for name, column in self._columns[number]}
             source = CutOutSource(
                 fields["generator"], fields["model"], fields["prompt"], fields["seed"]
             )
