@@ -97,12 +97,14 @@ class LayerCall:
         output_edge: place in the graph of the output before norm and activation: what B, the
             gradient, is taken at. It stays right when an activation overwrites the output.
         options: stride, padding, dilation, groups of a convolution.
+        channels: (R,) int64, the one output channel that was computed for each row; None: all.
     """
 
     layer: str
     input: Tensor
     output_edge: torch.autograd.graph.GradientEdge
     options: dict[str, Any]
+    channels: Tensor | None = None
 
 
 class LayerCapture(TorchFunctionMode):
@@ -110,11 +112,17 @@ class LayerCapture(TorchFunctionMode):
 
     Args:
         layers: by name.
+        channels: by name of a 1x1 convolution, (R,) int64: compute this one output channel of each
+            row, so that its output is (R, 1, H, W). A mask predictor has one channel for each of
+            1,203 classes, and the loss looks at one.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, layers: Mapping[str, nn.Module], channels: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self._names = {id(layer.weight): name for name, layer in layers.items()}
+        self._channels = channels or {}
         self.calls: list[LayerCall] = []
         self._versions: list[tuple[Tensor, int]] = []
 
@@ -130,7 +138,8 @@ class LayerCapture(TorchFunctionMode):
         if not kwargs["weight"].requires_grad:
             # A frozen layer too has to start the graph. Nothing asks for the weight's gradient.
             kwargs["weight"] = kwargs["weight"].detach().requires_grad_()
-        output = func(**kwargs)
+        channels = self._channels.get(name)
+        output = func(**kwargs) if channels is None else _conv_of_channels(channels, **kwargs)
         inputs = kwargs["input"].detach()
         self._versions.append((inputs, inputs._version))
         self.calls.append(
@@ -146,6 +155,7 @@ class LayerCapture(TorchFunctionMode):
                 }
                 if kind != LINEAR
                 else {},
+                channels,
             )
         )
         return output
@@ -169,3 +179,22 @@ class LayerCapture(TorchFunctionMode):
         for call, gradient in zip(self.calls, gradients, strict=True):
             if gradient is not None:
                 yield call, gradient
+
+
+def can_select_channels(layer: nn.Module) -> bool:
+    """Is it a plain 1x1 convolution, of which :class:`LayerCapture` can compute one channel?"""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and (layer.kernel_size, layer.stride, layer.groups) == ((1, 1), (1, 1), 1)
+        and layer.padding in ((0, 0), "valid", "same")
+        and getattr(layer, "norm", None) is None
+        and getattr(layer, "activation", None) is None
+    )
+
+
+def _conv_of_channels(channels: Tensor, input: Tensor, weight: Tensor, bias=None, **_) -> Tensor:
+    """(R, 1, H, W): output channel ``channels[r]`` of row r of a 1x1 convolution."""
+    output = torch.bmm(weight[channels].flatten(1)[:, None], input.flatten(2))
+    if bias is not None:
+        output = output + bias[channels, None, None]
+    return output.unflatten(2, input.shape[2:])

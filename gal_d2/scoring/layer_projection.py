@@ -108,9 +108,21 @@ class LayerProjection:
                 bias = gradient.sum((2, 3))
             if not self.has_bias:
                 return weight.flatten(1)
-            if not self.exact:
+            if self.exact:
+                bias = self._all_channels(call, bias)
+            elif call.channels is None:
                 bias = bias @ self._matrix("bias", bias.device).T
+            else:
+                bias = bias * self._matrix("bias", bias.device).T[call.channels]
             return torch.cat([weight.flatten(1), bias], dim=1)
+
+    def _all_channels(self, call: LayerCall, values: Tensor) -> Tensor:
+        """(R, all output channels, ...) from (R, 1, ...), where one channel was computed."""
+        if call.channels is None:
+            return values
+        full = values.new_zeros(len(values), self.out_channels, *values.shape[2:])
+        full[torch.arange(len(values), device=values.device), call.channels] = values[:, 0]
+        return full
 
     def _linear(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         if not self.exact:
@@ -124,12 +136,16 @@ class LayerProjection:
         if self.kind == CONV_TRANSPOSE:
             small, large = inputs, gradient
         if self.exact:
-            return self._conv_exact(call, small, large)
+            return self._conv_exact(call, self._all_channels(call, small), large)
 
         n, groups = len(small), call.options["groups"]
         rows = self._matrix("rows", small.device)
-        small = small.reshape(n, groups, -1, small.shape[2] * small.shape[3])
-        projected_rows = torch.einsum("kgc,ngcp->ngkp", rows.reshape(len(rows), groups, -1), small)
+        small = small.flatten(2).unflatten(1, (groups, -1))
+        if call.channels is None:
+            rows = rows.unflatten(1, (groups, -1)).transpose(0, 1)
+        else:
+            rows = rows.T[call.channels, None, :, None]
+        projected_rows = rows @ small  # (R, groups, k, positions)
         columns = self._matrix("columns", large.device)
         filters = columns.reshape(len(columns), *self.weight_shape[1:])
         large = large.reshape(n * groups, -1, *large.shape[2:])

@@ -176,7 +176,9 @@ class ProjectedGradients:
         self, loss: HeadLoss, pooled: Tensor, rois: RoiBatch, classes: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         projections, layout = self._projections[loss.name], self.layouts[loss.name]
-        with torch.enable_grad(), LayerCapture(self._layers[loss.name]) as capture:
+        selected = loss.class_channels()
+        channels = {} if selected is None else {selected: classes}
+        with torch.enable_grad(), LayerCapture(self._layers[loss.name], channels) as capture:
             losses, probabilities = loss.losses(pooled[index], classes, rois, index)
             # Rows do not see each other: the gradient of the sum holds each row's own.
             total = losses.sum() * _LOSS_SCALE
@@ -198,6 +200,10 @@ def sum_by_instance(rows: Tensor, instance: Tensor, num_instances: int) -> Tenso
     Returns:
         (N, ...); NaN for an instance without an ROI, which is missing and not zero.
     """
+    if len(instance) == num_instances and torch.equal(
+        instance, torch.arange(num_instances, device=instance.device)
+    ):
+        return rows.clone()
     total = rows.new_zeros(num_instances, *rows.shape[1:]).index_add_(0, instance, rows)
     total[torch.bincount(instance, minlength=num_instances) == 0] = torch.nan
     return total

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.layer_capture import find_layers
+from gal_d2.scoring.layer_capture import can_select_channels, find_layers
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class HeadLoss(ABC):
     @abstractmethod
     def layers(self) -> dict[str, nn.Module]:
         """The layers whose gradient counts, by their name in ``roi_heads``."""
+
+    def class_channels(self) -> str | None:
+        """Name of a layer of which the loss sees only the output channel of a row's class."""
+        return None
 
     @abstractmethod
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
@@ -113,11 +118,22 @@ class MaskLoss(HeadLoss):
     def layers(self) -> dict[str, nn.Module]:
         return _layers_below(self.modules())
 
+    def class_channels(self) -> str | None:
+        head = self.roi_heads.mask_head
+        # A subclass may do more with the channels than to pick one.
+        if getattr(type(head), "layers", None) is not MaskRCNNConvUpsampleHead.layers:
+            return None
+        name, last = list(head.named_children())[-1]
+        if can_select_channels(last) and last.out_channels == self.roi_heads.num_classes > 1:
+            return f"mask_head.{name}"
+        return None
+
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
         heads = self.roi_heads
         return _pool(heads.mask_pooler, heads.mask_in_features, features, rois.boxes)
 
     def losses(self, pooled, classes, rois, index):
+        # One channel: the head is class-agnostic, or only that of the class was computed.
         logits = self.roi_heads.mask_head.layers(pooled).float()
         if logits.shape[1] == 1:
             logits = logits[:, 0]

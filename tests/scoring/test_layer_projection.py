@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.layer_capture import LayerCapture, find_layers
+from gal_d2.scoring.layer_capture import LayerCapture, can_select_channels, find_layers
 from gal_d2.scoring.layer_projection import LayerProjection, random_matrix
 
 
@@ -193,3 +193,20 @@ def test_projection_preserves_inner_products_with_the_error_of_theory():
     estimates = torch.stack(estimates)
     assert abs(estimates.mean().item() - mean) < 4 * std / math.sqrt(trials)
     assert estimates.std().item() == pytest.approx(std, rel=0.15)
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_one_computed_channel_equals_all_of_them_with_a_loss_on_one(k):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 9, 1)
+    inputs, channels = torch.randn(3, 4, 5, 6), torch.tensor([8, 0, 8])
+    assert can_select_channels(layer) and not can_select_channels(nn.Conv2d(4, 9, 3))
+    projection = LayerProjection("p", layer, k=k, seed=0, bias=True)
+    results = []
+    for selected in ({"p": channels}, {}):
+        with LayerCapture({"p": layer}, selected) as capture:
+            outputs = layer(inputs)
+        outputs = outputs[:, 0] if selected else outputs[torch.arange(3), channels]
+        ((call, gradient),) = capture.gradients(outputs.square().sum())
+        results.append((outputs, projection(call, gradient)))
+    torch.testing.assert_close(results[0], results[1])
