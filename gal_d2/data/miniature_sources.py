@@ -212,7 +212,7 @@ def fetch_fashion_mnist(sources: Path) -> ObjectImages | None:
     for way, download in ways:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=sources) as scratch:
             try:
-                folder = download(Path(scratch))
+                folder = download(Path(scratch).resolve())  # commands run in it
                 objects = read_fashion_mnist(folder)
             except SourceError as error:
                 logger.info("No Fashion-MNIST by %s: %s", way, error)
@@ -319,7 +319,7 @@ def _download_with_apt(scratch: Path) -> Path:
     packages = sorted(scratch.glob(f"{DEBIAN_PACKAGE}_*.deb"))
     if not packages:
         raise SourceError("apt-get left no package behind.")
-    _run(["dpkg-deb", "-x", str(packages[0]), "unpacked"], scratch, timeout=60)
+    _run(["dpkg-deb", "-x", packages[0].name, "unpacked"], scratch, timeout=60)
     return scratch / "unpacked" / DEBIAN_FOLDER
 
 

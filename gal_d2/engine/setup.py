@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from gal_d2.config import add_gal_config
-from gal_d2.data.datasets import load_metadata, register_all, register_instances, require_dataset
+from gal_d2.data.datasets import load_metadata, register_instances, require_dataset
 from gal_d2.errors import UserError
 
 
@@ -85,7 +85,6 @@ def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> N
         cfg: changed in place.
         datasets: names that this run reads; default: those of training.
     """
-    register_all()
     for key, split in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
         pair = cfg.GAL.DATA[key]
         if not pair:
@@ -95,7 +94,11 @@ def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> N
                 f"GAL.DATA.{key} is {tuple(pair)}: give two paths, (annotation JSON, image folder)."
             )
         name = f"gal_{key.lower()}"
-        register_instances(name, *pair)
+        # Validation takes its categories, and which of them are rare, from the training set.
+        own_training_set = key == "VAL" and cfg.GAL.DATA.TRAIN
+        register_instances(
+            name, *pair, categories_from="gal_train" if own_training_set else None, replace=True
+        )
         cfg.DATASETS[split] = (name,)
     for name in cfg.DATASETS.TRAIN if datasets is None else datasets:
         require_dataset(name)

@@ -192,7 +192,7 @@ class GALTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> LVISEvaluator:
         return LVISEvaluator(
             dataset_name,
-            max_detections=cfg.TEST.DETECTIONS_PER_IMAGE,
+            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             output_dir=f"{cfg.OUTPUT_DIR}/inference",
         )
 
