@@ -18,6 +18,8 @@ def add_gal_config(cfg: CfgNode) -> None:
     cfg.GAL = CfgNode()
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
+    _add_scorer_keys(cfg.GAL)
+    _add_accept_keys(cfg.GAL)
 
 
 def _add_detectron2_head_keys(cfg: CfgNode) -> None:
@@ -111,3 +113,77 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.COPY_PASTE.MAX_BOX_SHIFT = 10
     # Share of the pastes that are cut out of other training images instead of the pool.
     gal.COPY_PASTE.REAL_FRACTION = 0.0
+
+
+def _add_scorer_keys(gal: CfgNode) -> None:
+    gal.SCORER = CfgNode()
+    # Score each pasted instance while training, and let GAL.ACCEPT decide which train the heads.
+    gal.SCORER.ENABLED = False
+    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or both.
+    gal.SCORER.HEADS = ["box", "mask"]
+    # Combined score = sum of SCORE_WEIGHTS * cosine with the class's direction
+    #                - sum of LOSS_WEIGHTS * loss, standardised by recent real instances' losses;
+    # one weight per entry of HEADS.
+    gal.SCORER.SCORE_WEIGHTS = [1.0, 0.0]
+    gal.SCORER.LOSS_WEIGHTS = [0.0, 0.2]
+    # k: each layer's per-instance gradient is projected to k x k numbers by two random matrices
+    # drawn from SEED.
+    gal.SCORER.PROJECTION = 16
+    gal.SCORER.SEED = 0
+    # Weight of the old average, per real instance, in a class's direction.
+    gal.SCORER.MOMENTUM = 0.95
+    # A class known from n instances counts n / (n + SHRINKAGE), the mean of its frequency group the
+    # rest.
+    gal.SCORER.SHRINKAGE = 2.0
+    # Classes that each class is contrasted with (0: no contrast), chosen anew every PARTNER_EVERY
+    # steps from what its pasted candidates resemble.
+    gal.SCORER.NUM_PARTNERS = 4
+    gal.SCORER.PARTNER_EVERY = 50
+    # Real instances of a class that a step learns from, and relabelled ones in all, per process.
+    gal.SCORER.MAX_REAL_PER_CLASS = 4
+    gal.SCORER.MAX_COUNTERFACTUALS = 64
+    # Every PICTURE_PERIOD steps a picture of accepted and rejected instances; 0: never.
+    gal.SCORER.PICTURE_PERIOD = 100
+
+
+def _add_accept_keys(gal: CfgNode) -> None:
+    gal.ACCEPT = CfgNode()
+    # "instance": each instance by its own score.
+    gal.ACCEPT.UNIT = "instance"
+    # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated".
+    gal.ACCEPT.POLICY = "calibrated"
+    # "random": probability of acceptance.
+    gal.ACCEPT.RATE = 0.5
+    # "threshold": the lowest score that is accepted.
+    gal.ACCEPT.THRESHOLD = 0.0
+    # "top_k": instances accepted per image.
+    gal.ACCEPT.TOP_K = 5
+    # "calibrated": accept above this percentile of recent real instances' scores of the class.
+    gal.ACCEPT.PERCENTILE = 25.0
+    # "batch" rules: scores that a percentile is taken of.
+    gal.ACCEPT.BATCH_WINDOW = 1000
+    # "quantile": share of the last WINDOW scores of a frequency group that is accepted, linear from
+    # START_RATE to END_RATE over training, once there are MIN_COUNT.
+    gal.ACCEPT.QUANTILE = CfgNode()
+    gal.ACCEPT.QUANTILE.START_RATE = 0.5
+    gal.ACCEPT.QUANTILE.END_RATE = 0.5
+    gal.ACCEPT.QUANTILE.WINDOW = 1000
+    gal.ACCEPT.QUANTILE.MIN_COUNT = 30
+    # Until real instances of a class came in MIN_AGE steps: "accept", "random" (at RATE) or
+    # "reject".
+    gal.ACCEPT.WARM_UP = CfgNode()
+    gal.ACCEPT.WARM_UP.MIN_AGE = 20
+    gal.ACCEPT.WARM_UP.RULE = "accept"
+    gal.ACCEPT.WARM_UP.RATE = 0.5
+    # Decide on the mean of a cut-out's scores so far, shrunk to its class's mean as if that had
+    # been seen PRIOR_COUNT times.
+    gal.ACCEPT.EVIDENCE = CfgNode()
+    gal.ACCEPT.EVIDENCE.ENABLED = False
+    gal.ACCEPT.EVIDENCE.PRIOR_COUNT = 4.0
+    # Reject whatever the score if the head's loss exceeds FACTOR times the QUANTILE of recent real
+    # instances of the class.
+    gal.ACCEPT.VETO = CfgNode()
+    gal.ACCEPT.VETO.ENABLED = False
+    gal.ACCEPT.VETO.HEAD = "mask"
+    gal.ACCEPT.VETO.QUANTILE = 0.95
+    gal.ACCEPT.VETO.FACTOR = 1.5

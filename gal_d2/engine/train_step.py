@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -14,10 +15,23 @@ class MixedPrecisionTrainer(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as in SimpleTrainer.
         autocast_dtype: None for fp32, ``torch.float16`` or ``torch.bfloat16``.
+        on_batch: called with the iteration and the batch before the model sees it.
+
+    Attributes:
+        last_batch: of the last step.
     """
 
-    def __init__(self, model, data_loader, optimizer, autocast_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        model,
+        data_loader,
+        optimizer,
+        autocast_dtype: torch.dtype | None,
+        on_batch: Callable[[int, list[dict]], None] | None = None,
+    ) -> None:
         super().__init__(model, data_loader, optimizer)
+        self.on_batch = on_batch
+        self.last_batch: list[dict] = []
         self.autocast_dtype = autocast_dtype
         self.device_type = next(model.parameters()).device.type
         # bf16 has the range of fp32: only fp16 needs its loss scaled.
@@ -30,6 +44,9 @@ class MixedPrecisionTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        self.last_batch = data
+        if self.on_batch is not None:
+            self.on_batch(self.iter, data)
 
         with torch.autocast(
             self.device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None

@@ -28,6 +28,7 @@ from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.ema import EMAHook, ModelEMA
+from gal_d2.engine.judge import InstanceJudge, JudgeHook
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -53,9 +54,14 @@ class GALTrainer(DefaultTrainer):
 
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        self.judge = self.build_judge(cfg, model, self.seed)
         model = wrap_in_ddp(model)
         self._trainer = MixedPrecisionTrainer(
-            model, self.build_train_loader(cfg, self.seed), optimizer, autocast_dtype(cfg)
+            model,
+            self.build_train_loader(cfg, self.seed),
+            optimizer,
+            autocast_dtype(cfg),
+            on_batch=self.judge.start_step if self.judge else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
@@ -64,6 +70,7 @@ class GALTrainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema else {}),
+            **({"judge": self.judge} if self.judge else {}),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -76,6 +83,8 @@ class GALTrainer(DefaultTrainer):
         loader = self._trainer.data_loader
         loader.start_batch = self.start_iter
         loader.seed = self.seed
+        if self.judge:
+            self.judge.seed = self.seed
 
     def state_dict(self) -> dict:
         # detectron2 0.6 leaves out the inner trainer, and with it the optimizer.
@@ -91,11 +100,22 @@ class GALTrainer(DefaultTrainer):
         self.seed = state_dict["seed"]
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, learning rate, EMA, checkpoints, evaluation and metrics, in this order."""
+        """Timing, learning rate, EMA, judge, checkpoints, evaluation and metrics, in this order."""
         cfg = self.cfg
         built = [StepSeed(self), hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema:
             built.append(EMAHook(self.ema))
+        if self.judge:
+            built.append(
+                JudgeHook(
+                    self.judge,
+                    checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+                    picture_period=cfg.GAL.SCORER.PICTURE_PERIOD,
+                    output_dir=cfg.OUTPUT_DIR,
+                    image_format=cfg.INPUT.FORMAT,
+                    dataset_name=cfg.DATASETS.TRAIN[0],
+                )
+            )
         if comm.is_main_process():
             built.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
@@ -114,6 +134,29 @@ class GALTrainer(DefaultTrainer):
         with self.averaged_weights():
             self.eval_results = self.test(self.cfg, self.model)
         return self.eval_results
+
+    @property
+    def last_batch(self) -> list[dict]:
+        """The samples of the last step, as the mapper made them."""
+        return self._trainer.last_batch
+
+    @classmethod
+    def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> InstanceJudge | None:
+        """What accepts and rejects pasted instances; None with ``GAL.SCORER.ENABLED`` off.
+
+        Raises:
+            UserError: the model's ROI heads do not ask a judge, or an option is out of range.
+        """
+        if not cfg.GAL.SCORER.ENABLED:
+            return None
+        roi_heads = getattr(model, "roi_heads", None)
+        if not hasattr(roi_heads, "judge"):
+            raise UserError(
+                f"GAL.SCORER.ENABLED is on, but MODEL.ROI_HEADS.NAME is "
+                f"'{cfg.MODEL.ROI_HEADS.NAME}': set it to GALROIHeads or GALCascadeROIHeads."
+            )
+        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed)
+        return roi_heads.judge
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from gal_d2.visualization.contact_sheet import PASTED, REAL, draw_instances, tile
+from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL, draw_instances, tile
+
+if TYPE_CHECKING:
+    from gal_d2.scoring.acceptance import Decision
+    from gal_d2.scoring.contribution import Contribution
 
 
 def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
@@ -96,6 +102,78 @@ def prediction_sheet(
     ]
     title = f"Validation images: ground truth above, predictions (score >= {min_score}) below"
     return tile(rows, columns=columns, title=title)
+
+
+def decision_sheet(
+    samples: Sequence[dict],
+    contribution: Contribution,
+    decision: Decision,
+    class_names: Sequence[str],
+    *,
+    image_format: str,
+    title: str,
+    most: int = 10,
+    cell: int = 96,
+) -> np.ndarray:
+    """Pasted instances of a batch, cropped from their images: accepted above, rejected below.
+
+    Each row is ordered by score, the best first.
+
+    Args:
+        samples: the batch, outputs of the mapper.
+        contribution, decision: of its pasted instances, image by image in target order.
+        class_names: by class index.
+        image_format: ``cfg.INPUT.FORMAT``.
+        title: above all.
+        most: pictures per row.
+        cell: size of a picture in pixels.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    crops = []
+    for sample in samples:
+        image = to_rgb(sample["image"].cpu(), image_format)
+        instances = sample["instances"].to("cpu")
+        pasted = instances[instances.instance_source == 1]
+        for k in range(len(pasted)):
+            mask = pasted.gt_masks.tensor[k].numpy()
+            crops.append(crop_instance(image, mask, cell))
+    order = contribution.score.nan_to_num(-np.inf).argsort(descending=True).tolist()
+    accepted = decision.accept.tolist()
+    rows, captions = [], []
+    for wanted, color in ((True, GOOD), (False, BAD)):
+        chosen = [k for k in order if accepted[k] is wanted][:most]
+        for k in chosen:
+            frame = crops[k].copy()
+            frame[:3], frame[-3:], frame[:, :3], frame[:, -3:] = color, color, color, color
+            rows.append(frame)
+            name = class_names[int(contribution.gt_class[k])]
+            captions.append(f"{name[:9]} {float(contribution.score[k]):+.2f}")
+        for _ in range(most - len(chosen)):
+            rows.append(np.full((cell, cell, 3), 255, dtype=np.uint8))
+            captions.append("")
+    return tile(rows, columns=most, captions=captions, title=title)
+
+
+def crop_instance(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:
+    """A square around an instance, with a little of what surrounds it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        mask: (H, W) bool, not empty.
+        size: side of the result in pixels.
+
+    Returns:
+        (size, size, 3) uint8 RGB, grey beyond the image.
+    """
+    rows, columns = np.nonzero(mask)
+    side = int(1.2 * max(np.ptp(rows), np.ptp(columns))) + 4
+    top = (rows.min() + rows.max() - side) // 2
+    left = (columns.min() + columns.max() - side) // 2
+    padded = np.pad(image, ((side, side), (side, side), (0, 0)), constant_values=200)
+    crop = padded[top + side : top + 2 * side, left + side : left + 2 * side]
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _palette(count: int) -> list[tuple[int, int, int]]:

@@ -1,0 +1,278 @@
+"""Decides, inside a training step, which pasted instances train the heads.
+
+The ROI heads ask it (:mod:`gal_d2.modeling.roi_heads`); it has the scorer score, the policy decide
+and the ledger record.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from gal_d2.data.datasets import load_metadata
+from gal_d2.errors import UserError
+from gal_d2.scoring.acceptance import (
+    AcceptanceContext,
+    Decision,
+    build_acceptance_policy,
+    step_generator,
+)
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.ledger import LedgerWriter
+from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.visualization.contact_sheet import save_png
+from gal_d2.visualization.samples import decision_sheet
+
+logger = logging.getLogger(__name__)
+
+GROUPS = "rcf"  # frequency groups by number, as the scoring package has them
+SCORE_QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass
+class Verdict:
+    """The last step's scores and decisions, a row per pasted instance.
+
+    Attributes:
+        contribution, decision: of the same N instances.
+        seconds: spent on them.
+    """
+
+    contribution: Contribution
+    decision: Decision
+    seconds: float
+
+
+class InstanceJudge:
+    """Scores the pasted instances of each training step and accepts or rejects each.
+
+    Called by the ROI heads of the model in training, once a step, on every process.
+
+    Args:
+        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how; ``DATASETS.TRAIN`` names the classes.
+        roi_heads: whose gradients are looked at.
+        seed: the run's seed.
+
+    Attributes:
+        verdict: of the last step; None before the first.
+    """
+
+    def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int) -> None:
+        if cfg.GAL.ACCEPT.UNIT != "instance":
+            raise UserError(f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance.")
+        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
+        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+        node = cfg.GAL.SCORER
+        for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
+            if len(node[key]) != len(node.HEADS):
+                raise UserError(
+                    f"GAL.SCORER.{key} has {len(node[key])} entries, GAL.SCORER.HEADS has "
+                    f"{len(node.HEADS)}: give one weight for each head."
+                )
+        self.scorer = ContributionScorer(
+            roi_heads,
+            heads=node.HEADS,
+            score_weights=dict(zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)),
+            loss_weights=dict(zip(node.HEADS, node.LOSS_WEIGHTS, strict=True)),
+            projection=node.PROJECTION,
+            seed=node.SEED,
+            class_groups=self.class_groups,
+            momentum=node.MOMENTUM,
+            shrinkage=node.SHRINKAGE,
+            num_partners=node.NUM_PARTNERS,
+            partner_every=node.PARTNER_EVERY,
+            max_real_per_class=node.MAX_REAL_PER_CLASS,
+            max_counterfactuals=node.MAX_COUNTERFACTUALS,
+        )
+        self.policy = build_acceptance_policy(cfg)
+        category_of_class = {
+            index: category
+            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
+        }
+        self.ledger = LedgerWriter(
+            Path(cfg.OUTPUT_DIR) / "ledger",
+            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
+            category_frequency=metadata.category_frequency,
+            rank=comm.get_rank(),
+            num_processes=comm.get_world_size(),
+        )
+        self.max_steps = cfg.SOLVER.MAX_ITER
+        self.seed = seed
+        self.step = 0
+        self.image_ids: Sequence[int] = ()
+        self.verdict: Verdict | None = None
+        self._restored = False
+
+    def start_step(self, step: int, batch: Sequence[dict]) -> None:
+        """Say which step comes, and with which images, before the model is called."""
+        self.step = step
+        self.image_ids = [sample["image_id"] for sample in batch]
+
+    def __call__(
+        self, features: Mapping[str, Tensor], targets: Sequence[Instances]
+    ) -> list[Tensor]:
+        """Per image, (N,) bool: True for the targets that must not train the heads.
+
+        Objects that are not from the pool are never rejected: their labels are real.
+        """
+        start = time.perf_counter()
+        features = {name: feature.detach() for name, feature in features.items()}
+        contribution = self.scorer.step(features, targets, self.image_ids)
+        context = AcceptanceContext(
+            step=self.step,
+            max_steps=self.max_steps,
+            class_group=self.class_groups,
+            class_age=self.scorer.cache.num_updates,
+            reference=self.scorer.reference,
+            generator=step_generator(self.seed, self.step, comm.get_rank()),
+        )
+        decision = self.policy.decide(contribution, context)
+        self.ledger.append(self.step, contribution, decision, self.image_ids)
+        rejected = ~decision.accept & (contribution.pool_id >= 0)
+        self.verdict = Verdict(contribution, decision, time.perf_counter() - start)
+        return self._by_target(rejected, contribution, targets)
+
+    @staticmethod
+    def _by_target(
+        rejected: Tensor, contribution: Contribution, targets: Sequence[Instances]
+    ) -> list[Tensor]:
+        """Rows of pasted instances, image by image in target order, as masks over all targets."""
+        masks = []
+        for image, target in enumerate(targets):
+            mask = torch.zeros(len(target), dtype=torch.bool, device=target.gt_classes.device)
+            if target.has("instance_source"):
+                mask[target.instance_source == 1] = rejected[contribution.image_index == image].to(
+                    mask.device
+                )
+            masks.append(mask)
+        return masks
+
+    def state_dict(self) -> dict:
+        return {"scorer": self.scorer.state_dict(), "policy": self.policy.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._restored = True
+        if self.scorer.load_state_dict(state["scorer"]):
+            self.policy.load_state_dict(state["policy"])
+
+    def resume(self, step: int) -> None:
+        """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
+        if step > 0 and not self._restored:
+            logger.warning(
+                "The checkpoint was made without scoring: directions and thresholds start afresh "
+                "at step %d, and GAL.ACCEPT.WARM_UP applies until they are known.",
+                step,
+            )
+        self.ledger.resume(step)
+
+
+class JudgeHook(HookBase):
+    """Writes metrics and pictures of an :class:`InstanceJudge`, and stores its ledger.
+
+    Args:
+        judge: of the trainer.
+        checkpoint_period: steps between two checkpoints; the ledger is stored with each.
+        picture_period: steps between two pictures; 0: none.
+        output_dir: pictures go to its folder ``decisions``.
+        image_format: ``cfg.INPUT.FORMAT``.
+        dataset_name: of the class names.
+    """
+
+    def __init__(
+        self,
+        judge: InstanceJudge,
+        *,
+        checkpoint_period: int,
+        picture_period: int,
+        output_dir: str,
+        image_format: str,
+        dataset_name: str,
+    ) -> None:
+        self.judge = judge
+        self.checkpoint_period = checkpoint_period
+        self.picture_period = picture_period
+        self.output_dir = Path(output_dir)
+        self.image_format = image_format
+        self.class_names = MetadataCatalog.get(dataset_name).thing_classes
+
+    def before_train(self) -> None:
+        self.judge.resume(self.trainer.start_iter)
+        self._step_start = time.perf_counter()
+
+    def before_step(self) -> None:
+        self._step_start = time.perf_counter()
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        is_last = done == self.trainer.max_iter
+        if comm.is_main_process():
+            seconds = time.perf_counter() - self._step_start
+            storage = get_event_storage()
+            storage.put_scalars(
+                smoothing_hint=True,
+                **decision_metrics(self.judge, self.judge.verdict.seconds / max(seconds, 1e-9)),
+            )
+            if self.picture_period and (done % self.picture_period == 0 or is_last):
+                self._draw(done)
+        if done % self.checkpoint_period == 0 or is_last:
+            # Before the checkpoint: rows that it knows nothing of are taken back on resume.
+            self.judge.ledger.flush()
+
+    def after_train(self) -> None:
+        # An interrupted run keeps what it has; a resumed one takes back what it does again.
+        self.judge.ledger.flush()
+
+    def _draw(self, done: int) -> None:
+        verdict = self.judge.verdict
+        if len(verdict.contribution) == 0:
+            return
+        sheet = decision_sheet(
+            self.trainer.last_batch,
+            verdict.contribution,
+            verdict.decision,
+            self.class_names,
+            image_format=self.image_format,
+            title=f"Step {done}: accepted above, rejected below",
+        )
+        save_png(sheet, self.output_dir / "decisions" / f"{done:07d}.png")
+
+
+def decision_metrics(judge: InstanceJudge, time_share: float) -> dict[str, float]:
+    """Scalars of the last step, of this process; a figure of nothing is left out.
+
+    ``gal/accepted`` (share, also by frequency group), ``gal/undecided`` (share that the warm-up
+    rule decided), ``gal/score_q..`` (quantiles), ``gal/cache_age`` (mean number of steps since a
+    pasted class's direction changed) and ``gal/time_share`` (of the step, spent on scoring).
+    """
+    contribution, decision = judge.verdict.contribution, judge.verdict.decision
+    metrics = {"gal/time_share": time_share, "gal/pasted": float(len(contribution))}
+    if len(contribution) == 0:
+        return metrics
+    accept = decision.accept.cpu().float()
+    classes = contribution.gt_class.cpu()
+    metrics["gal/accepted"] = accept.mean().item()
+    metrics["gal/undecided"] = decision.undecided.float().mean().item()
+    for number, group in enumerate(GROUPS):
+        in_group = judge.class_groups[classes] == number
+        if in_group.any():
+            metrics[f"gal/accepted_{group}"] = accept[in_group].mean().item()
+    score = contribution.score[contribution.score.isfinite()].float().cpu()
+    if len(score):
+        for q in SCORE_QUANTILES:
+            metrics[f"gal/score_q{round(100 * q)}"] = score.quantile(q).item()
+    age = judge.scorer.cache.age[classes]
+    if (age >= 0).any():
+        metrics["gal/cache_age"] = age[age >= 0].float().mean().item()
+    return metrics
