@@ -108,18 +108,29 @@ def pick_number(options: PasteOptions, rng: np.random.Generator) -> int:
     return int(rng.integers(options.min_pastes, options.max_pastes, endpoint=True))
 
 
-def crop_to_foreground(rgba: np.ndarray) -> np.ndarray | None:
-    """The cut-out without its transparent margins (a view); None if no pixel is half opaque.
+def crop_to_foreground(rgba: np.ndarray) -> tuple[np.ndarray, int]:
+    """Take off the transparent margins.
 
     Args:
         rgba: uint8 (H, W, 4).
+
+    Returns:
+        A view of ``rgba``, tight around the pixels that are at least half opaque, and their number:
+        0 if there are none.
     """
-    mask = tighten(0, 0, rgba[..., 3] >= FOREGROUND_ALPHA)
-    return None if mask is None else rgba[mask.box.slices]
+    foreground = _foreground(cv2.extractChannel(rgba, 3))
+    x, y, width, height = cv2.boundingRect(foreground)
+    return rgba[y : y + height, x : x + width], cv2.countNonZero(foreground)
+
+
+def _foreground(alpha: np.ndarray) -> np.ndarray:
+    """uint8 (H, W): 255 where alpha is at least one half, else 0."""
+    return cv2.threshold(alpha, FOREGROUND_ALPHA - 1, 255, cv2.THRESH_BINARY)[1]
 
 
 def draw_size(
-    rgba: np.ndarray,
+    shape: tuple[int, int],
+    foreground: int,
     scale: tuple[float, float],
     frame: Frame,
     options: PasteOptions,
@@ -132,7 +143,8 @@ def draw_size(
     constant area, and a box that is longer than the region (a thin object) is shrunk to fit.
 
     Args:
-        rgba: uint8 (H, W, 4), cropped to its foreground.
+        shape: (height, width) of the cut-out, cropped to its foreground.
+        foreground: how many of its pixels are at least half opaque; above 0.
         scale: mean and standard deviation of sqrt(relative area) of the class.
         frame: where the scene is in the image.
         options: size limits and aspect jitter.
@@ -142,10 +154,9 @@ def draw_size(
         (height, width) in pixels, each at least 1.
 
     Example:
-        >>> square = np.full((50, 50, 4), 255, np.uint8)
         >>> frame = Frame(region=Box(0, 0, 400, 300), full_area=400 * 300)
         >>> exact = PasteOptions(aspect_jitter=0.0)
-        >>> draw_size(square, (0.2, 0.0), frame, exact, np.random.default_rng(0))
+        >>> draw_size((50, 50), 2500, (0.2, 0.0), frame, exact, np.random.default_rng(0))
         (69, 69)
     """
     region = frame.region
@@ -155,10 +166,9 @@ def draw_size(
     target = min(max(target, lower), upper)
     aspect = rng.uniform(1 - options.aspect_jitter, 1 + options.aspect_jitter)
 
-    foreground = np.count_nonzero(rgba[..., 3] >= FOREGROUND_ALPHA)
     factor = target / math.sqrt(foreground)
-    height = rgba.shape[0] * factor / math.sqrt(aspect)
-    width = rgba.shape[1] * factor * math.sqrt(aspect)
+    height = shape[0] * factor / math.sqrt(aspect)
+    width = shape[1] * factor * math.sqrt(aspect)
     shrink = min(1.0, region.height / height, region.width / width)
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
@@ -173,69 +183,59 @@ def draw_position(size: tuple[int, int], region: Box, rng: np.random.Generator) 
     return math.floor(x - size[1] / 2), math.floor(y - size[0] / 2)
 
 
-def resize_cutout(rgba: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an RGBA image without mixing the colour of transparent pixels into its edges.
+def resize_cutout(rgba: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resize the foreground of a cut-out; the background does not mix into its edges.
+
+    Pixels that are at least half opaque count as opaque, the others as transparent: the labels are
+    binary masks too, and what an image holds under transparent pixels is arbitrary.
 
     Args:
         rgba: uint8 (H, W, 4), straight (not premultiplied) alpha.
         size: (height, width).
 
     Returns:
-        uint8 (height, width, 4), straight alpha, a new array.
+        Colour, uint8 (height, width, 3), 0 where no foreground is near; and alpha, uint8
+        (height, width), the share of foreground in each new pixel.
     """
+    foreground = _foreground(cv2.extractChannel(rgba, 3))
+    masked = cv2.bitwise_and(rgba, rgba, mask=foreground)
+    cv2.insertChannel(foreground, masked, 3)
     height, width = size
-    # Colour that is weighted by alpha may be averaged; cv2's fast paths do not do that.
-    rgba = cv2.bitwise_and(rgba, rgba, mask=cv2.extractChannel(rgba, 3))
-    _scale_soft_pixels(rgba, lambda color, alpha: color * alpha / 255)
-
-    # Halving is exact and fast, so bilinear sampling only has to shrink by less than 2.
-    halvings = max(0, int(math.log2(min(rgba.shape[0] / height, rgba.shape[1] / width))))
-    start = (width << halvings, height << halvings)
-    rgba = cv2.resize(rgba, start, interpolation=cv2.INTER_LINEAR)
+    # Bilinear. Shrinking by 2 and more ends with halvings, which are exact and fast.
+    ratio = min(masked.shape[0] / height, masked.shape[1] / width)
+    halvings = max(0, int(math.log2(ratio)))
+    masked = cv2.resize(masked, (width << halvings, height << halvings))
     for step in range(halvings - 1, -1, -1):
-        rgba = cv2.resize(rgba, (width << step, height << step), interpolation=cv2.INTER_AREA)
-
-    _scale_soft_pixels(rgba, lambda color, alpha: color * 255 / alpha)
-    return rgba
+        masked = cv2.resize(masked, (width << step, height << step), interpolation=cv2.INTER_AREA)
+    return _divide_by_weight(masked)
 
 
-def _scale_soft_pixels(rgba: np.ndarray, scale: Callable) -> None:
-    """Change, in place, the colour of the pixels that are neither opaque nor transparent."""
-    found = cv2.findNonZero(cv2.inRange(cv2.extractChannel(rgba, 3), 1, 254))
-    if found is None:
-        return
-    x, y = found[:, 0].T
-    pixels = rgba[y, x].astype(np.float32)
-    color = scale(pixels[:, :3], pixels[:, 3:])
-    pixels[:, :3] = np.minimum(color + 0.5, 255)
-    rgba[y, x] = pixels.astype(np.uint8)
+def _divide_by_weight(averaged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean colour and weight, of an average of colour (0 in the background) and foreground."""
+    weight = cv2.extractChannel(averaged, 3)
+    color = cv2.cvtColor(averaged, cv2.COLOR_RGBA2RGB)
+    return cv2.divide(color, cv2.merge((weight, weight, weight)), scale=255), weight  # 0 / 0 is 0
 
 
-def place(
-    rgba: np.ndarray, x0: int, y0: int, region: Box, *, bgr: bool = False
-) -> Placement | None:
+def place(color: np.ndarray, alpha: np.ndarray, x0: int, y0: int, region: Box) -> Placement | None:
     """Put a cut-out of final size into the image; nothing is drawn yet.
 
     Args:
-        rgba: uint8 (h, w, 4).
+        color: uint8 (h, w, 3), in the image's channel order.
+        alpha: uint8 (h, w).
         x0, y0: where its top left pixel comes to lie; may be outside the region.
         region: the part of the image to paste into; what is outside is cut off.
-        bgr: the image's channels are B, G, R.
 
     Returns:
         The placement; None if none of its half-opaque pixels is in the region.
     """
-    box = Box(x0, y0, x0 + rgba.shape[1], y0 + rgba.shape[0])
+    box = Box(x0, y0, x0 + alpha.shape[1], y0 + alpha.shape[0])
     inside = box.intersect(region)
     if inside.is_empty:
         return None
-    alpha = cv2.extractChannel(rgba, 3)
     window = alpha[inside.shift(-x0, -y0).slices]
     mask = tighten(inside.x0, inside.y0, window >= FOREGROUND_ALPHA)
-    if mask is None:
-        return None
-    color = cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGR if bgr else cv2.COLOR_RGBA2RGB)
-    return Placement(box, color, alpha, mask)
+    return None if mask is None else Placement(box, color, alpha, mask)
 
 
 def prepare_paste(
@@ -262,16 +262,18 @@ def prepare_paste(
     Returns:
         The placement; None if the cut-out is empty or nothing of it is in the image.
     """
-    cropped = crop_to_foreground(rgba)
-    if cropped is None:
+    cropped, foreground = crop_to_foreground(rgba)
+    if foreground == 0:
         return None
-    size = draw_size(cropped, scale, frame, options, rng)
+    size = draw_size(cropped.shape[:2], foreground, scale, frame, options, rng)
     is_flipped = rng.random() < options.flip_prob
     x0, y0 = draw_position(size, frame.region, rng)
-    resized = resize_cutout(cropped, size)
+    color, alpha = resize_cutout(cropped, size)
     if is_flipped:
-        resized = cv2.flip(resized, 1)
-    return place(resized, x0, y0, frame.region, bgr=bgr)
+        color, alpha = cv2.flip(color, 1), cv2.flip(alpha, 1)
+    if bgr:
+        color = cv2.cvtColor(color, cv2.COLOR_RGB2BGR)
+    return place(color, alpha, x0, y0, frame.region)
 
 
 def stays(original: LocalMask, visible: LocalMask | None, options: PasteOptions) -> bool:
@@ -337,9 +339,14 @@ def blend_basic(
 ) -> None:
     """Copy the pixels of the mask; a hard edge."""
     mask = placement.mask
-    source = mask.box.shift(-placement.box.x0, -placement.box.y0)
     window = image[mask.box.slices]
-    window[...] = cv2.copyTo(placement.color[source.slices], _as_uint8(mask.bitmap), window)
+    color = placement.color[_inside(placement, mask.box)]
+    window[...] = cv2.copyTo(color, _as_uint8(mask.bitmap), window)
+
+
+def _inside(placement: Placement, window: Box) -> tuple[slice, slice]:
+    """Where a window of the image is in the arrays of a cut-out."""
+    return window.shift(-placement.box.x0, -placement.box.y0).slices
 
 
 def blend_feather(
@@ -347,39 +354,29 @@ def blend_feather(
 ) -> None:
     """Mix by alpha, smoothed with a Gaussian of ``feather_sigma`` pixels.
 
-    Outside the mask the object's colour is the smoothed one of its edge: what an image holds under
-    transparent pixels is arbitrary and must not show.
+    Outside the mask the object has the mean colour of its pixels nearby.
     """
     margin = math.ceil(3 * options.feather_sigma)
-    window = placement.box.grow(margin).intersect(region)
-    soft = np.dstack((placement.color, placement.alpha))
-    _scale_soft_pixels(soft, lambda color, alpha: color * alpha / 255)
-    soft = cv2.bitwise_and(soft, soft, mask=placement.alpha)
-    soft = cv2.copyMakeBorder(soft, margin, margin, margin, margin, cv2.BORDER_CONSTANT)
-    soft = cv2.GaussianBlur(soft, (2 * margin + 1, 2 * margin + 1), options.feather_sigma)
-    soft = soft[window.shift(margin - placement.box.x0, margin - placement.box.y0).slices]
-    alpha = cv2.extractChannel(soft, 3)
+    side = 2 * margin + 1
+    # Only what is near the visible part, with a margin of transparent pixels to fade out in.
+    used = placement.mask.box.grow(2 * margin).intersect(placement.box)
+    window = used.grow(margin)
+    border = (margin, margin, margin, margin, cv2.BORDER_CONSTANT)
+    alpha = cv2.copyMakeBorder(placement.alpha[_inside(placement, used)], *border)
+    color = cv2.copyMakeBorder(placement.color[_inside(placement, used)], *border)
 
-    # Everything opaque is a plain copy; what is left to mix is a narrow band.
-    target = image[window.slices]
-    inside = np.zeros(alpha.shape, dtype=bool)
-    inside[placement.mask.box.shift(-window.x0, -window.y0).slices] = placement.mask.bitmap
-    band = cv2.findNonZero(cv2.inRange(alpha, 1, 254))
-    mixed = None
-    if band is not None:
-        x, y = band[:, 0].T
-        weight = alpha[y, x, None].astype(np.float32) / 255
-        to_cutout = window.shift(-placement.box.x0, -placement.box.y0)
-        object_color = soft[y, x, :3].astype(np.float32)
-        is_inside = inside[y, x]
-        object_color[is_inside] = (
-            placement.color[y[is_inside] + to_cutout.y0, x[is_inside] + to_cutout.x0]
-            * weight[is_inside]
-        )
-        mixed = object_color + target[y, x] * (1 - weight) + 0.5
-    blend_basic(image, placement, region, options)
-    if mixed is not None:
-        target[y, x] = np.minimum(mixed, 255).astype(np.uint8)
+    foreground = _foreground(alpha)
+    masked = cv2.merge((color, foreground))
+    masked = cv2.bitwise_and(masked, masked, mask=foreground)
+    nearby, _ = _divide_by_weight(cv2.blur(masked, (side, side)))
+    cv2.copyTo(color, foreground, nearby)
+    weight = cv2.GaussianBlur(alpha, (side, side), options.feather_sigma).astype(np.float32)
+    weight *= np.float32(1 / 255)
+
+    target_window = window.intersect(region)
+    crop = target_window.shift(-window.x0, -window.y0).slices
+    target = image[target_window.slices]
+    target[...] = cv2.blendLinear(nearby[crop], target, weight[crop], 1 - weight[crop])
 
 
 def blend_poisson(
@@ -396,14 +393,16 @@ def blend_poisson(
     if window.intersect(region) != window or min(mask.box.width, mask.box.height) < 3:
         blend_feather(image, placement, region, options)
         return
-    source = mask.box.shift(-placement.box.x0, -placement.box.y0)
     border = (margin, margin, margin, margin)
-    color = cv2.copyMakeBorder(placement.color[source.slices], *border, cv2.BORDER_REPLICATE)
+    color = cv2.copyMakeBorder(
+        placement.color[_inside(placement, mask.box)], *border, cv2.BORDER_REPLICATE
+    )
     bitmap = cv2.copyMakeBorder(_as_uint8(mask.bitmap) * 255, *border, cv2.BORDER_CONSTANT)
     center = (margin + mask.box.width // 2, margin + mask.box.height // 2)
     scene = np.ascontiguousarray(image[window.slices])
     try:
-        cloned = cv2.seamlessClone(color, scene, bitmap, center, cv2.NORMAL_CLONE)
+        # It writes into the mask that it is given (opencv/opencv#12053).
+        cloned = cv2.seamlessClone(color, scene, bitmap.copy(), center, cv2.NORMAL_CLONE)
     except cv2.error:  # masks whose eroded inside is empty
         blend_feather(image, placement, region, options)
         return
@@ -447,8 +446,8 @@ def paste_cutouts(
         >>> image = np.zeros((4, 6, 3), np.uint8)
         >>> canvas = Box(0, 0, 6, 4)
         >>> scene = tighten(0, 1, np.ones((2, 4), bool))
-        >>> red = np.full((2, 2, 4), (255, 0, 0, 255), np.uint8)
-        >>> placement = place(red, 2, 1, canvas)
+        >>> red, opaque = np.full((2, 2, 3), (255, 0, 0), np.uint8), np.full((2, 2), 255, np.uint8)
+        >>> placement = place(red, opaque, 2, 1, canvas)
         >>> real, pasted = paste_cutouts(image, canvas, [scene], [placement], PasteOptions())
         >>> real[0].box, pasted[0].box
         (Box(x0=0, y0=1, x1=2, y1=3), Box(x0=2, y0=1, x1=4, y1=3))
