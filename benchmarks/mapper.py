@@ -135,13 +135,21 @@ def main() -> None:
         default=[64, 128, 256],
         help="longer side of the pool's cut-outs, pixels",
     )
+    parser.add_argument(
+        "--mean-scale",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        default=[0.05, 0.25],
+        help="sqrt(relative area) of the classes, uniform in this range (the deviation is 0.7 of "
+        "it): an assumption about the data",
+    )
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     augmentations = build_augmentations(build_config(arguments.size))
-    # An assumption on sqrt(relative area) by class: 0.15 on average, with a wide spread.
-    scale_mean = rng.uniform(0.05, 0.25, NUM_CLASSES)
+    scale_mean = rng.uniform(*arguments.mean_scale, NUM_CLASSES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         records = write_scenes(folder, arguments.images, rng)
