@@ -22,11 +22,28 @@ def train_and_save_weights(args, folder: Path) -> None:
     positions = [p for batch in take_batches(trainer.data_loader, 2) for p in batch]
     trainer.train()
     weights = {k: v.detach().clone() for k, v in trainer.model.module.named_parameters()}
-    torch.save({"weights": weights, "positions": positions}, folder / f"rank{comm.get_rank()}.pth")
+    state = {"weights": weights, "positions": positions, "judge": trainer.judge.state_dict()}
+    torch.save(state, folder / f"rank{comm.get_rank()}.pth")
 
 
 def take_batches(loader, count: int) -> list:
     return [batch for batch, _ in zip(loader.batches(), range(count), strict=False)]
+
+
+def assert_same_tensors(first, second) -> None:
+    """Nested dicts and lists hold the same values, tensors bit for bit."""
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same_tensors(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        for a, b in zip(first, second, strict=True):
+            assert_same_tensors(a, b)
+    elif isinstance(first, torch.Tensor):
+        assert torch.allclose(first.float(), second.float(), rtol=0, atol=0, equal_nan=True)
+    else:
+        assert first == second
 
 
 def fail_with_user_error() -> None:
@@ -37,13 +54,14 @@ def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path
     monkeypatch.chdir(lvis_root)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args = argument_parser().parse_args(
-        ["--config-file", str(repository / "configs/lvis_copypaste.yaml"), "--num-gpus", "0"]
+        ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
         + [*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3", "SEED", "1"]
         + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
     )
     launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
+    assert_same_tensors(first["judge"], second["judge"])
     # each process reads its own half of the stream
     assert [p for p, _ in first["positions"]] == [0, 2]
     assert [p for p, _ in second["positions"]] == [1, 3]

@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from small_model import FROM_SCRATCH, SMALL_MODEL
+
+from gal_d2.scoring.ledger import Ledger
 
 STEPS, CHECKPOINT_PERIOD = 6, 3
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
@@ -23,6 +27,7 @@ def run(lvis_root: Path, repository: Path, output: Path, *extra: str, kill_at: i
         *SMALL_MODEL,
         *FROM_SCRATCH,
         *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_PERIOD)),
+        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "1", "GAL.SCORER.PARTNER_EVERY", "2"),
         *("SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)),
         *(option for option in extra if not option.startswith("--")),
     ]
@@ -44,7 +49,23 @@ def final_state(output: Path) -> dict:
         **{f"model.{k}": v for k, v in checkpoint["model"].items()},
         **{f"ema.{k}": v for k, v in checkpoint["ema"]["average"].items()},
         **{f"optimizer.{i}.{k}": v for i, s in optimizer.items() for k, v in s.items()},
+        **dict(tensors("judge", checkpoint["judge"])),
     }
+
+
+def tensors(name: str, value) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of nested dicts, by path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(f"{name}.{key}", inner)
+    elif isinstance(value, torch.Tensor):
+        yield name, value.nan_to_num() if value.is_floating_point() else value
+
+
+def ledger_rows(output: Path) -> pa.Table:
+    columns = ["step", "pool_id", "image_id", "score", "accept"]
+    table = pa.concat_tables(Ledger(output / "ledger").tables(columns))
+    return table.sort_by([(column, "ascending") for column in columns])
 
 
 def assert_same(first: Path, second: Path) -> None:
@@ -52,6 +73,9 @@ def assert_same(first: Path, second: Path) -> None:
     assert expected.keys() == actual.keys()
     differing = [k for k in expected if not torch.equal(expected[k], actual[k])]
     assert not differing
+    assert any(k.startswith("judge.scorer.cache") for k in expected)
+    rows = ledger_rows(first)
+    assert len(rows) > 0 and rows.equals(ledger_rows(second))  # no row lost, none twice
 
 
 @pytest.fixture(scope="module")
