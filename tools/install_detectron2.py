@@ -74,9 +74,9 @@ def install_registry_copy() -> None:
             path = Path(stub, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        uv_install = [sys.executable, "-m", "uv", "pip", "install", "--quiet"]
         subprocess.run(
-            [sys.executable, *"-m uv pip install --quiet --no-build-isolation --python".split()]
-            + [sys.executable, REQUIREMENT],  # noqa: RUF005
+            [*uv_install, "--python", sys.executable, "--no-build-isolation", REQUIREMENT],
             env={**os.environ, "PYTHONPATH": stub},
             check=True,
         )

@@ -1,0 +1,95 @@
+"""Which pasted instances did a training run accept? Needs the truth about its pool.
+
+Reads the ledger of a run and the truth file of the miniature's pool, and prints per kind of
+cut-out and per category how often it was accepted once the warm-up was over, and the share of bad
+ones among what was pasted and what was accepted.
+
+    python benchmarks/acceptance.py output/miniature_gal
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
+
+from gal_d2.data.datasets import load_metadata
+from gal_d2.engine.launch import run_tool
+from gal_d2.errors import UserError
+from gal_d2.scoring.ledger import Ledger
+
+GOOD = "good"
+COLUMNS = ["pool_id", "category_id", "accept", "undecided", "score"]
+
+
+def load_decisions(run: Path, truth_file: Path, first_step: int) -> dict[str, np.ndarray]:
+    """Decided instances of a ledger joined with the truth, as columns of equal length."""
+    if not truth_file.is_file():
+        raise UserError(f"{truth_file} does not exist: run tools/prepare_miniature.py.")
+    ledger = Ledger(run / "ledger")
+    table = pa.concat_tables(ledger.tables([*COLUMNS, "step"]))
+    truth = pq.read_table(truth_file).select(["pool_id", "kind", "ambiguous"])
+    table = table.join(truth, "pool_id", join_type="inner")
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    chosen = (columns["step"] >= first_step) & ~columns["undecided"].astype(bool)
+    return {name: values[chosen] for name, values in columns.items()}
+
+
+def rows(columns: dict[str, np.ndarray], names: dict[int, str]) -> Iterator[tuple]:
+    """(what, instances, accepted good, accepted bad, bad pasted, bad among accepted, AUC)."""
+    everything = np.ones(len(columns["pool_id"]), dtype=bool)
+    yield "all", *figures(columns, everything)
+    yield "ambiguous", *figures(columns, columns["ambiguous"].astype(bool))
+    for category, name in names.items():
+        yield name, *figures(columns, columns["category_id"] == category)
+
+
+def figures(columns: dict[str, np.ndarray], chosen: np.ndarray) -> tuple:
+    good = (columns["kind"] == GOOD)[chosen]
+    accept = columns["accept"].astype(bool)[chosen]
+    score = columns["score"].astype(float)[chosen]
+    known = np.isfinite(score)
+    both = 0 < good[known].sum() < known.sum()
+    return (
+        len(good),
+        accept[good].mean() if good.any() else np.nan,
+        accept[~good].mean() if (~good).any() else np.nan,
+        (~good).mean() if len(good) else np.nan,
+        (~good)[accept].mean() if accept.any() else np.nan,
+        roc_auc_score(good[known], score[known]) if both else np.nan,
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    columns = load_decisions(args.run, args.truth, args.first_step)
+    metadata = load_metadata(args.dataset)
+    ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
+    names = dict(zip(ids, metadata.thing_classes, strict=True))
+    print(f"{args.run}: {len(columns['pool_id'])} decisions from step {args.first_step} on\n")
+    print("| | pasted | good accepted | bad accepted | bad of pasted | bad of accepted | AUC |")
+    print("|---" * 7 + "|")
+    for name, count, *values in rows(columns, names):
+        print(f"| {name} | {count} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
+    print()
+    for kind in sorted(set(columns["kind"])):
+        chosen = columns["kind"] == kind
+        rate = columns["accept"].astype(bool)[chosen].mean()
+        wrong = chosen | (columns["kind"] == GOOD)
+        auc = figures(columns, wrong)[-1] if kind != GOOD else np.nan
+        print(f"{kind}: {chosen.sum()} pasted, {rate:.2f} accepted, AUC against good {auc:.2f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="OUTPUT_DIR of the run")
+    parser.add_argument("--truth", type=Path, default=Path("datasets/miniature/pool_truth.parquet"))
+    parser.add_argument("--dataset", default="miniature_train")
+    parser.add_argument("--first-step", type=int, default=100)
+    run_tool(main, parser.parse_args())
