@@ -1,5 +1,6 @@
 # make demo   set up, train on the miniature with copy-paste, evaluate, draw pictures
 # make test   set up, run the tests
+# make lint   ruff
 # Both do all their set-up themselves and are quick when nothing has changed.
 
 # Python >= 3.10 to make the environment from, and the torch to put in it, e.g.
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINIATURE := datasets/miniature/.complete
 
-.PHONY: setup miniature demo test test-slow lint benchmarks clean
+.PHONY: setup miniature demo pictures test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
@@ -34,11 +35,13 @@ $(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_s
 demo: $(VENV)/.complete $(MINIATURE)
 	$(BIN)/python tools/demo.py
 
+# The pictures of README.md, from the demo's.
+pictures: demo
+	mkdir -p docs/images
+	cp output/miniature_copypaste/training_images.png output/miniature_copypaste/predictions.png docs/images/
+
 test: $(VENV)/.complete
 	$(BIN)/python -m pytest
-
-test-slow: $(VENV)/.complete $(MINIATURE)
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

@@ -31,7 +31,8 @@ def metrics_table(results: dict) -> str:
 def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     pictures = Path(cfg.OUTPUT_DIR)
-    written = [save_png(draw_training_images(cfg), pictures / "training_images.png")]
+    sheet = draw_training_images(cfg)
+    written = [save_png(sheet, pictures / "training_images.png", max_colors=256)]
 
     trainer = GALTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
 
     with trainer.averaged_weights():
         sheet = draw_predictions(cfg, trainer.model)
-    written.append(save_png(sheet, pictures / "predictions.png"))
+    written.append(save_png(sheet, pictures / "predictions.png", max_colors=256))
     logging.getLogger("gal_d2").info(
         "%s on %s after %d steps:\n%s",
         Path(args.config_file).stem,

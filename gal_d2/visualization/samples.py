@@ -64,7 +64,7 @@ def prediction_sheet(
     predictions: Sequence[Instances],
     class_names: Sequence[str],
     *,
-    min_score: float = 0.5,
+    min_score: float = 0.3,
     scale: float = 1.5,
 ) -> np.ndarray:
     """Ground truth in the upper row of each pair, predictions above ``min_score`` in the lower.
