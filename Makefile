@@ -23,7 +23,7 @@ $(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python tools/install_detectron2.py
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[dev]'
 	touch $@
 
 miniature: $(MINIATURE)

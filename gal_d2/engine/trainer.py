@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import weakref
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ from gal_d2.engine.judge import InstanceJudge, JudgeHook
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
-
-logger = logging.getLogger(__name__)
 
 AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -175,7 +173,7 @@ class GALTrainer(DefaultTrainer):
                 "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in "
                 "`--eval-only MODEL.WEIGHTS output/model_final.pth`."
             )
-        if not checkpointer.path_manager.exists(path):
+        if "://" not in path and not Path(path).is_file():
             raise UserError(f"MODEL.WEIGHTS is '{path}', which does not exist.")
         checkpointer.load(path, checkpointables=["ema"] if cfg.SOLVER.EMA.ENABLED else [])
         ema.copy_to_model()

@@ -81,12 +81,21 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> dict[str, torch.Tensor]:
         """As in FastRCNNOutputLayers: ``loss_cls`` and ``loss_box_reg``, scalars."""
-        losses = super().losses(predictions, proposals)
-        if self.use_sigmoid_ce:
-            gt_classes = cat([p.gt_classes for p in proposals], dim=0)
-            weight = self.loss_weight.get("loss_cls", 1.0)
-            losses["loss_cls"] = self.sigmoid_cross_entropy(predictions[0], gt_classes) * weight
-        return losses
+        if not self.use_sigmoid_ce:
+            return super().losses(predictions, proposals)
+        logits, deltas = predictions
+        gt_classes = cat([p.gt_classes for p in proposals], dim=0)
+        proposal_boxes = cat([p.proposal_boxes.tensor for p in proposals], dim=0)
+        # An image without targets has no gt_boxes; its rows are background and not looked at.
+        gt_boxes = cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals],
+            dim=0,
+        )
+        losses = {
+            "loss_cls": self.sigmoid_cross_entropy(logits, gt_classes),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def sigmoid_cross_entropy(self, logits: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
         """Binary cross entropy, summed over (sampled) classes and averaged over ROIs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import timm
@@ -14,8 +13,6 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 from gal_d2.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
