@@ -84,7 +84,8 @@ def prediction_sheet(
         names = [class_names[c] for c in classes]
         colors = [palette[c] for c in classes]
         upper.append(draw_instances(image, masks, names, colors, scale=scale))
-        kept = predicted[predicted.scores >= min_score]
+        kept = predicted[predicted.scores.argsort()]  # the surest are drawn last, on top
+        kept = kept[kept.scores >= min_score]
         classes = kept.pred_classes.tolist()
         names = [
             f"{class_names[c]} {score:.2f}"
