@@ -1,0 +1,554 @@
+#!/usr/bin/env python3
+"""Measure what scoring pasted instances costs.
+
+    benchmarks/scoring.py step      a training step with scoring against the same step without
+    benchmarks/scoring.py heads     one-pass projected gradients of the mask head against N backward
+                                    passes and torch.func's vmap(grad): time and peak memory
+    benchmarks/scoring.py growth    cost of scoring against the number of instances and of classes
+    benchmarks/scoring.py all
+
+Random weights and images: the cost does not depend on what is seen, except that a random RPN finds
+few objects, so that the step compared with is cheaper, and the ratio higher, than later in
+training. Times are CPU seconds of one thread; what is compared alternates within one run. Limits
+(exit status 1 if one is missed; not with --quick): a step with scoring costs at most 1.15 times the
+step without, and cost grows at most linearly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gal_d2.modeling  # noqa: F401  # isort: skip  (first: prepares for detectron2)
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import build_roi_heads
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from gal_d2.data.datasets import register_instances
+from gal_d2.engine.judge import InstanceJudge
+from gal_d2.engine.launch import run_tool
+from gal_d2.engine.setup import load_config
+from gal_d2.scoring.gradient_cache import REAL, CacheRows
+from gal_d2.scoring.projected_gradients import ProjectedGradients
+from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
+from gal_d2.scoring.scorer import ContributionScorer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATASET = "scoring_benchmark"
+MAX_STEP_RATIO = 1.15
+MAX_EXPONENT = 1.0
+BATCH = 2
+NUM_REAL = 8  # of an image, in all sections
+STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
+QUICK_MODEL = (
+    *("MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"),
+    *("MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "32"),
+    *("MODEL.ROI_MASK_HEAD.CONV_DIM", "16", "MODEL.ROI_MASK_HEAD.NUM_CONV", "2"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "50"),
+    *("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "32"),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; :data:`QUICK` is only good for seeing that it runs."""
+
+    image: int = 320  # pixels
+    classes: int = 80
+    pastes: int = 10  # of an image
+    rounds: int = 7  # of the training step
+    repeats: int = 5  # of everything else
+    instances: Sequence[int] = (8, 32, 128)
+    growth_pasted: Sequence[int] = (5, 10, 20, 40, 80)  # of a batch
+    growth_classes: Sequence[int] = (10, 30, 100, 300, 1203)
+    model: Sequence[str] = field(default=())
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    image=96,
+    classes=10,
+    pastes=3,
+    rounds=2,
+    repeats=2,
+    instances=(2, 4),
+    growth_pasted=(2, 4, 8),
+    growth_classes=(5, 10, 20),
+    model=QUICK_MODEL,
+)
+
+
+# -- What is scored
+
+
+def build_config(sizes: Sizes, num_classes: int, *options: str) -> CfgNode:
+    """Mask R-CNN R50-FPN with random weights on the CPU; ``options`` as on a command line."""
+    return load_config(
+        str(REPOSITORY / "configs" / "Base-RCNN-FPN.yaml"),
+        [
+            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+            # Without the statistics of pretrained weights raw pixels would overflow.
+            *("MODEL.PIXEL_STD", "[57.375,57.12,58.395]"),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)),
+            *sizes.model,
+            *options,
+        ],
+    )
+
+
+def make_targets(
+    rng: np.random.Generator, size: int, num_real: int, num_pasted: int, num_classes: int
+) -> Instances:
+    """Objects of random place, size and class, each with a mask that fills half of its box."""
+    n = num_real + num_pasted
+    corner = rng.uniform(0, 0.7 * size, (n, 2))
+    side = rng.uniform(size / 16, size / 3, (n, 2))
+    boxes = torch.tensor(np.hstack([corner, np.minimum(corner + side, size - 1)])).float()
+    masks = torch.zeros(n, size, size, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y0:y1, x0 : (x0 + x1) // 2 + 1] = True
+    targets = Instances((size, size))
+    targets.gt_boxes = Boxes(boxes)
+    targets.gt_classes = torch.tensor(rng.integers(0, num_classes, n))
+    targets.gt_masks = BitMasks(masks)
+    targets.instance_source = torch.tensor([0] * num_real + [1] * num_pasted)
+    targets.pool_id = torch.where(targets.instance_source == 1, torch.arange(n), -1)
+    return targets
+
+
+def fill(scorer: ContributionScorer, generator: torch.Generator) -> None:
+    """Bring a scorer to the state of late training, when scoring costs most.
+
+    Each class then has a direction, partners to be contrasted with, and a full window.
+    """
+    cache, count = scorer.cache, scorer.num_classes
+    every, cache.partner_every = cache.partner_every, 1
+    classes = torch.arange(count)
+    rows = {
+        head: CacheRows(
+            torch.randn(count, sum(parts), generator=generator),
+            classes,
+            torch.full((count,), REAL),
+        )
+        for head, parts in cache.layer_sizes.items()
+    }
+    probabilities = torch.randn(count, count, generator=generator).softmax(1)
+    for _ in range(2):
+        cache.update(rows, (classes, probabilities))
+    cache.partner_every = every
+    for window in scorer.reference.values():
+        repeated = classes.repeat(window.size)
+        window.add(repeated, torch.rand(len(repeated), generator=generator))
+
+
+def build_heads(sizes: Sizes, num_classes: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """ROI heads and the feature maps of a batch for them."""
+    cfg = build_config(sizes, num_classes)
+    channels = cfg.MODEL.FPN.OUT_CHANNELS
+    shapes = {name: ShapeSpec(channels=channels, stride=s) for name, s in STRIDES.items()}
+    features = {
+        name: torch.randn(BATCH, channels, -(-sizes.image // s), -(-sizes.image // s))
+        for name, s in STRIDES.items()
+    }
+    return build_roi_heads(cfg, shapes).train(), features
+
+
+# -- How it is measured
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def alternate(variants: Mapping, repeats: int) -> dict:
+    """(repeats,) CPU seconds of each variant, taking turns; one round more is left out."""
+    seconds = {name: [] for name in variants}
+    for _ in range(repeats + 1):
+        for name, function in variants.items():
+            seconds[name].append(cpu_seconds(function))
+    return {name: np.array(values[1:]) for name, values in seconds.items()}
+
+
+class PeakMemory:
+    """Peak of the process's resident memory within the block, above what it was before, in MB."""
+
+    def __enter__(self) -> PeakMemory:
+        self.before = self._start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.megabytes = (self._peak() - self.before) / 1e6
+
+    def _start(self) -> int:
+        with contextlib.suppress(OSError):  # imports reach higher than what stays: start anew
+            Path("/proc/self/clear_refs").write_text("5")
+        return self._peak()
+
+    @staticmethod
+    def _peak() -> int:
+        """Bytes. Where /proc is missing, a figure that may include the parent process's peak."""
+        try:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(1024 * int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
+        except (OSError, StopIteration):
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    print("| " + " | ".join(header) + " |")
+    print("|---" * len(header) + "|")
+    for row in rows:
+        print("| " + " | ".join(str(value) for value in row) + " |")
+    print(flush=True)
+
+
+# -- step
+
+
+def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
+    """Rounds of a step without and with scoring, and of the scoring in the latter; CPU seconds.
+
+    Also returns how many rows of relabelled real instances the last scoring had.
+    """
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder, EventStorage():
+        categories = [
+            {"id": c + 1, "name": f"class {c}", "frequency": "rcf"[c % 3], "image_count": 100}
+            for c in range(sizes.classes)
+        ]
+        json_file = Path(folder) / "categories.json"
+        json_file.write_text(
+            json.dumps({"categories": categories, "images": [], "annotations": []})
+        )
+        register_instances(DATASET, json_file, folder, replace=True)
+        cfg = build_config(
+            sizes,
+            sizes.classes,
+            *("DATASETS.TRAIN", f"('{DATASET}',)", "OUTPUT_DIR", folder),
+            # Every step chooses partners anew, which by default one in 50 does: an upper bound.
+            *("GAL.ACCEPT.POLICY", "always", "GAL.SCORER.PARTNER_EVERY", "1"),
+        )
+        model = build_model(cfg).train()
+        heads = model.roi_heads
+        judge = InstanceJudge(cfg, heads, seed=0)
+        fill(judge.scorer, torch.Generator().manual_seed(0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+        judging = []
+
+        def timed_judge(features, targets):
+            start = time.process_time()
+            rejected = judge(features, targets)
+            judging.append(time.process_time() - start)
+            return rejected
+
+        def step(batch: list[dict], seed: int) -> None:
+            torch.manual_seed(seed)  # the same proposals are sampled with and without scoring
+            losses = model(batch)
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            optimizer.step()
+
+        seconds = {"without": [], "with": []}
+        for number in range(sizes.rounds + 1):
+            batch = make_batch(rng, sizes)
+            judge.start_step(number, batch)
+            order = ("without", "with") if number % 2 else ("with", "without")
+            for name in order:
+                heads.judge = timed_judge if name == "with" else None
+                seconds[name].append(cpu_seconds(lambda batch=batch, n=number: step(batch, n)))
+        known = judge.verdict.contribution.score.isfinite()
+        if not known.all():
+            raise RuntimeError(f"{(~known).sum()} instances have no score: nothing was measured.")
+        real = torch.cat([t["instances"].gt_classes[:NUM_REAL] for t in batch])
+        relabelled = judge.scorer.cache.counterfactuals(real, judge.scorer.max_counterfactuals)
+    columns = {**seconds, "scoring": judging}
+    return {name: np.array(x[1:]) for name, x in columns.items()}, len(relabelled[0])
+
+
+def make_batch(rng: np.random.Generator, sizes: Sizes) -> list[dict]:
+    size = sizes.image
+    return [
+        {
+            "image": torch.from_numpy(rng.integers(0, 256, (3, size, size), dtype=np.uint8)),
+            "instances": make_targets(rng, size, NUM_REAL, sizes.pastes, sizes.classes),
+            "image_id": index,
+            "height": size,
+            "width": size,
+        }
+        for index in range(BATCH)
+    ]
+
+
+def report_step(sizes: Sizes) -> bool:
+    seconds, relabelled = measure_step(sizes)
+    without = np.median(seconds["without"])
+    ratios = seconds["with"] / seconds["without"]
+    # Less noisy than the ratio of two steps, because scoring is small against a step's noise.
+    ratio = 1 + np.median(seconds["scoring"]) / without
+    print(
+        f"Training step, {sizes.image} px, batch {BATCH}, {NUM_REAL} real and {sizes.pastes} "
+        f"pasted instances an image, {sizes.classes} classes, {relabelled} relabelled rows; "
+        f"median of {sizes.rounds}\n"
+    )
+    print_table(
+        ["step", "CPU s", "ratio"],
+        [
+            ["accepts all, no scoring", f"{without:.2f}", "1"],
+            [
+                "with scoring",
+                f"{np.median(seconds['with']):.2f}",
+                f"{np.median(ratios):.3f} (paired, {ratios.min():.3f} to {ratios.max():.3f})",
+            ],
+            [
+                "scoring alone",
+                f"{np.median(seconds['scoring']):.2f}",
+                f"{ratio:.3f} (1 + its share)",
+            ],
+        ],
+    )
+    return bool(ratio <= MAX_STEP_RATIO)
+
+
+# -- heads
+
+
+class MaskProblem:
+    """N instances in one image, and three ways to their gradients of the mask head's loss.
+
+    All three start from the feature maps. The reference ways give (or hold) full gradients of the
+    weights; nothing is projected there.
+    """
+
+    def __init__(self, sizes: Sizes, num_instances: int, k: int | None = 16) -> None:
+        torch.manual_seed(0)
+        heads, features = build_heads(sizes, sizes.classes)
+        rng = np.random.default_rng(0)
+        targets = make_targets(rng, sizes.image, 0, num_instances, sizes.classes)
+        self.features = {name: feature[:1] for name, feature in features.items()}
+        self.classes = targets.gt_classes
+        self.rois = RoiBatch([targets.gt_boxes], [targets.gt_masks])
+        self.mask_loss = MaskLoss(heads)
+        self.gradients = ProjectedGradients(heads, ["mask"], k=k)
+        self.weights = {
+            f"{name}.weight": layer.weight for name, layer in self.mask_loss.layers().items()
+        }
+        self.head = _MaskLayers(heads.mask_head)
+
+    def projected(self) -> Tensor:
+        """(N, D) in one forward and backward pass."""
+        return self.gradients("mask", self.features, self.rois, self.classes).gradient
+
+    def one_by_one(self) -> Iterator[tuple[Tensor, ...]]:
+        """Full gradients in N forward and backward passes, one after the other."""
+        pooled, masks = self._inputs()
+        for i, c in enumerate(self.classes.tolist()):
+            logits = self.head(pooled[i : i + 1])[0, c]
+            loss = F.binary_cross_entropy_with_logits(logits, masks[i])
+            yield torch.autograd.grad(loss, list(self.weights.values()))
+
+    def vmapped(self) -> dict[str, Tensor]:
+        """Full gradients, (N, ...) by weight, by vectorised per-sample differentiation."""
+
+        def loss(weights: dict[str, Tensor], x: Tensor, mask: Tensor, c: Tensor) -> Tensor:
+            logits = torch.func.functional_call(self.head, weights, (x[None],))[0]
+            logits = logits.index_select(0, c[None])[0]
+            return F.binary_cross_entropy_with_logits(logits, mask)
+
+        pooled, masks = self._inputs()
+        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))
+        return per_sample(weights, pooled, masks, self.classes)
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) pooled features and (N, 2H, 2W) masks."""
+        with torch.no_grad():
+            pooled = self.mask_loss.pool(self.features, self.rois)
+        boxes, masks = self.rois.boxes[0].tensor, self.rois.masks[0]
+        return pooled, masks.crop_and_resize(boxes, 2 * pooled.shape[-1]).float()
+
+    def run(self, method: str) -> None:
+        if method == "one_by_one":
+            for _ in self.one_by_one():
+                pass
+        else:
+            getattr(self, method)()
+
+
+class _MaskLayers(nn.Module):
+    """The mask head up to its logits; weights named as in the ROI heads."""
+
+    def __init__(self, mask_head: nn.Module) -> None:
+        super().__init__()
+        self.mask_head = mask_head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mask_head.layers(x)
+
+
+METHODS = {
+    "projected": "one pass, projected",
+    "one_by_one": "N backward passes",
+    "vmapped": "vmap(grad)",
+}
+
+
+def peak_memory(sizes: Sizes, method: str, num_instances: int) -> float:
+    """MB that a method takes on top of model and inputs. Call it in a fresh process."""
+    problem = MaskProblem(sizes, num_instances)
+    MaskProblem(sizes, 2).run(method)  # libraries load what they need
+    with PeakMemory() as memory:
+        problem.run(method)
+    return memory.megabytes
+
+
+def peak_memory_in_subprocess(sizes: Sizes, method: str, num_instances: int) -> float:
+    command = [sys.executable, "-W", "ignore", __file__, "memory", method, str(num_instances)]
+    if sizes is QUICK:
+        command.append("--quick")
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def report_heads(sizes: Sizes) -> bool:
+    print(f"Gradients of N instances in the mask head; median of {sizes.repeats}\n")
+    rows = []
+    for n in sizes.instances:
+        problem = MaskProblem(sizes, n)
+        variants = {method: lambda m=method, p=problem: p.run(m) for method in METHODS}
+        seconds = alternate(variants, sizes.repeats)
+        memory = {method: peak_memory_in_subprocess(sizes, method, n) for method in METHODS}
+        for method, name in METHODS.items():
+            ratio = np.median(seconds[method] / seconds["projected"])
+            share = memory[method] / max(memory["projected"], 1e-9)
+            rows.append(
+                [n, name, f"{np.median(seconds[method]):.2f}", f"{ratio:.2f}"]
+                + [f"{memory[method]:.0f}", f"{share:.2f}"]
+            )
+    print_table(["N", "method", "CPU s", "ratio", "peak MB", "ratio"], rows)
+    return True
+
+
+# -- growth
+
+
+def scoring_call(sizes: Sizes, num_pasted: int, num_classes: int) -> Callable[[], object]:
+    """A call of ``step`` of a scorer with full state, on a batch."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    heads, features = build_heads(sizes, num_classes)
+    scorer = ContributionScorer(heads, class_groups=torch.arange(num_classes) % 3, partner_every=1)
+    fill(scorer, torch.Generator().manual_seed(0))
+    pasted = [num_pasted // BATCH + (i < num_pasted % BATCH) for i in range(BATCH)]
+    targets = [make_targets(rng, sizes.image, NUM_REAL, n, num_classes) for n in pasted]
+    return lambda: scorer.step(features, targets)
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """b of the power law y = a x^b that fits best, in logarithms."""
+    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
+
+
+def report_growth(sizes: Sizes, output: Path) -> bool:
+    typical = BATCH * sizes.pastes
+    series = {
+        "pasted instances": {n: scoring_call(sizes, n, sizes.classes) for n in sizes.growth_pasted},
+        "classes": {c: scoring_call(sizes, typical, c) for c in sizes.growth_classes},
+    }
+    print(
+        f"One call of the scorer, {BATCH * NUM_REAL} real instances, {sizes.classes} classes and "
+        f"{typical} pasted ones where not varied; median of {sizes.repeats}\n"
+    )
+    points, rows, linear = {}, [], True
+    for name, calls in series.items():
+        seconds = {x: np.median(s) for x, s in alternate(calls, sizes.repeats).items()}
+        x, y = list(seconds), list(seconds.values())
+        points[name] = (x, y)
+        # Fixed cost hides growth at the small end; the large end shows what it comes to.
+        overall, tail = exponent(x, y), exponent(x[-2:], y[-2:])
+        linear &= max(overall, tail) <= MAX_EXPONENT
+        rows += [[name, n, f"{s:.3f}", f"{s / y[0]:.2f}", "", ""] for n, s in seconds.items()]
+        rows[-1][-2:] = [f"{overall:.2f}", f"{tail:.2f}"]
+    print_table(["varied", "number", "CPU s", "ratio", "exponent", "of the last two"], rows)
+    draw_growth(points, output)
+    print(f"Plot: {output}\n")
+    return linear
+
+
+def draw_growth(points: Mapping[str, tuple[list, list]], output: Path) -> None:
+    """One panel per series: measured points, and their fitted power law beside exact linearity."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, (name, (x, y)) in zip(figure.subplots(1, len(points)), points.items(), strict=True):
+        power, offset = np.polyfit(np.log(x), np.log(y), 1)
+        line = np.geomspace(min(x), max(x), 50)
+        axes.plot(line, np.exp(offset) * line**power, label=f"fit: exponent {power:.2f}")
+        axes.plot(line, y[0] * line / x[0], "--", color="grey", label="linear: exponent 1")
+        axes.plot(x, y, "o", color="black", label="measured")
+        axes.set(xscale="log", yscale="log", xlabel=name, ylabel="CPU seconds of one scoring")
+        axes.set_xticks(x, [str(n) for n in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    quick = argparse.ArgumentParser(add_help=False)
+    quick.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it runs")
+    sections = parser.add_subparsers(dest="section", required=True)
+    for name in ("step", "heads", "growth", "all"):
+        section = sections.add_parser(name, parents=[quick])
+        if name in ("growth", "all"):
+            section.add_argument(
+                "--output", type=Path, default=Path("output/benchmarks/scoring.png"), help="plot"
+            )
+    memory = sections.add_parser("memory", parents=[quick], help="one figure of `heads`, in MB")
+    memory.add_argument("method", choices=METHODS)
+    memory.add_argument("instances", type=int)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    torch.set_num_threads(1)
+    sizes = QUICK if arguments.quick else FULL
+    if arguments.section == "memory":
+        print(peak_memory(sizes, arguments.method, arguments.instances))
+        return 0
+    reports = {
+        "step": lambda: report_step(sizes),
+        "heads": lambda: report_heads(sizes),
+        "growth": lambda: report_growth(sizes, arguments.output),
+    }
+    chosen = list(reports) if arguments.section == "all" else [arguments.section]
+    missed = [name for name in chosen if not reports[name]() and not arguments.quick]
+    for name in missed:
+        print(f"{name}: misses its limit", file=sys.stderr)
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, parse_arguments()))
