@@ -245,8 +245,7 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
             sizes,
             sizes.classes,
             *("DATASETS.TRAIN", f"('{DATASET}',)", "OUTPUT_DIR", folder),
-            # Every step chooses partners anew, which by default one in 50 does: an upper bound.
-            *("GAL.ACCEPT.POLICY", "always", "GAL.SCORER.PARTNER_EVERY", "1"),
+            *("GAL.ACCEPT.POLICY", "always"),
         )
         model = build_model(cfg).train()
         heads = model.roi_heads
