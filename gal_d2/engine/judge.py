@@ -209,7 +209,6 @@ class JudgeHook(HookBase):
 
     def before_train(self) -> None:
         self.judge.resume(self.trainer.start_iter)
-        self._step_start = time.perf_counter()
 
     def before_step(self) -> None:
         self._step_start = time.perf_counter()

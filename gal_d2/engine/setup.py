@@ -40,7 +40,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-    resolve_datasets(cfg, datasets=cfg.DATASETS.TEST if args.eval_only else None)
+    resolve_datasets(cfg, split="TEST" if args.eval_only else "TRAIN")
     resolve_device(cfg)
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
@@ -78,14 +78,14 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
     return cfg
 
 
-def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> None:
+def resolve_datasets(cfg: CfgNode, split: str = "TRAIN") -> None:
     """Register ``GAL.DATA``, make sure that the data are there and that the class count fits.
 
     Args:
         cfg: changed in place.
-        datasets: names that this run reads; default: those of training.
+        split: which of ``DATASETS`` this run needs, "TRAIN" or "TEST".
     """
-    for key, split in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
+    for key, replaced in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
         pair = cfg.GAL.DATA[key]
         if not pair:
             continue
@@ -99,15 +99,12 @@ def resolve_datasets(cfg: CfgNode, datasets: tuple[str, ...] | None = None) -> N
         register_instances(
             name, *pair, categories_from="gal_train" if own_training_set else None, replace=True
         )
-        cfg.DATASETS[split] = (name,)
-    for name in cfg.DATASETS.TRAIN if datasets is None else datasets:
+        cfg.DATASETS[replaced] = (name,)
+    for name in cfg.DATASETS[split]:
         require_dataset(name)
-    own = cfg.GAL.DATA.TRAIN or cfg.GAL.DATA.VAL
-    name = (cfg.DATASETS.TRAIN if cfg.GAL.DATA.TRAIN or not own else cfg.DATASETS.TEST)[0]
-    if datasets is not None and name not in datasets:
-        name = datasets[0]
+    name = cfg.DATASETS[split][0]
     num_classes = len(load_metadata(name).thing_classes)
-    if own:
+    if cfg.GAL.DATA.TRAIN if split == "TRAIN" else cfg.GAL.DATA.VAL:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = num_classes
     elif num_classes != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         raise UserError(

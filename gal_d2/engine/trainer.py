@@ -100,7 +100,7 @@ class GALTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Timing, learning rate, EMA, judge, checkpoints, evaluation and metrics, in this order."""
         cfg = self.cfg
-        built = [StepSeed(self), hooks.IterationTimer(), hooks.LRScheduler()]
+        built = [StepSeed(), hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema:
             built.append(EMAHook(self.ema))
         if self.judge:
@@ -253,9 +253,6 @@ class StepSeed(HookBase):
     The proposal sampling inside detectron2's models draws from torch's global generator; seeded
     so, a resumed run draws what the uninterrupted one would have, and no state is needed.
     """
-
-    def __init__(self, trainer: GALTrainer) -> None:
-        self.trainer = trainer
 
     def before_step(self) -> None:
         position = self.trainer.iter * comm.get_world_size() + comm.get_rank()

@@ -54,6 +54,17 @@ def test_own_data_takes_two_keys(lvis_root):
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
 
 
+def test_evaluating_own_data_needs_no_other(lvis_root, monkeypatch, tmp_path):
+    """The config's own data sets, which are not there, are not asked for."""
+    monkeypatch.chdir(tmp_path)
+    data = lvis_root / "datasets"
+    cfg = load_config("")
+    cfg.DATASETS.TEST = ("lvis_v1_val",)
+    cfg.GAL.DATA.VAL = (str(data / "lvis/lvis_v1_val.json"), str(data / "coco"))
+    resolve_datasets(cfg, split="TEST")
+    assert cfg.DATASETS.TEST == ("gal_val",) and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1203
+
+
 def test_half_a_pair_is_an_error():
     cfg = load_config("")
     cfg.GAL.DATA.TRAIN = ("annotations.json",)
