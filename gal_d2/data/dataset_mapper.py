@@ -22,6 +22,7 @@ from gal_d2.data.copy_paste import (
     prepare_paste,
 )
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
@@ -31,10 +32,6 @@ from gal_d2.data.statistics import CategoryStatistics, category_statistics
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# Values of the field `instance_source`.
-REAL, PASTED = 0, 1
-NO_POOL_ID = -1
 
 
 @dataclass
@@ -80,7 +77,7 @@ class CopyPasteMapper:
     - "image": uint8 tensor (C, H, W), channels in the order of ``image_format``.
     - "instances": the real objects, then the pasted ones in the order of pasting, with gt_boxes
       (tight, XYXY), gt_classes, gt_masks (BitMasks: exactly the visible pixels), instance_source
-      (int64: 0 real, 1 pasted) and pool_id (int64, -1 where it is not from the pool).
+      (int64, an InstanceSource) and pool_id (int64, -1 where it is not from the pool).
     - "num_pasted": how many objects were pasted and are visible.
     - "num_corrupt": how many pastes were skipped because their cut-out could not be read.
     - "unpasted", with ``return_unpasted``: a sample like this one, of the same augmented scene
@@ -273,7 +270,7 @@ class CopyPasteMapper:
             )
             if placement is not None:
                 placements.append(placement)
-                pasted.add(placement.mask, class_index, PASTED, pool_id)
+                pasted.add(placement.mask, class_index, InstanceSource.PASTED, pool_id)
         return placements, pasted, num_corrupt
 
     def _cut_out_of_pool(self, pool_id: int) -> tuple[int, np.ndarray] | None:
@@ -348,7 +345,7 @@ def _real_objects(dataset_dict: dict, transforms: T.Transform, frame: Frame) -> 
     objects = _Objects()
     for annotation, mask in zip(annotations, masks, strict=True):
         if mask is not None:
-            objects.add(mask, int(annotation["category_id"]), REAL, NO_POOL_ID)
+            objects.add(mask, int(annotation["category_id"]), InstanceSource.REAL, NO_POOL_ID)
     return objects
 
 

@@ -22,6 +22,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.fields import InstanceSource
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
@@ -153,9 +154,8 @@ class InstanceJudge:
         for image, target in enumerate(targets):
             mask = torch.zeros(len(target), dtype=torch.bool, device=target.gt_classes.device)
             if target.has("instance_source"):
-                mask[target.instance_source == 1] = rejected[contribution.image_index == image].to(
-                    mask.device
-                )
+                pasted = target.instance_source == InstanceSource.PASTED
+                mask[pasted] = rejected[contribution.image_index == image].to(mask.device)
             masks.append(mask)
         return masks
 

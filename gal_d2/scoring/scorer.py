@@ -19,6 +19,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
 from gal_d2.scoring.contribution import Contribution
@@ -185,7 +186,7 @@ class ContributionScorer:
         Args:
             features: the feature maps that the ROI heads get, by name; gradients never reach them.
             targets: per image; ``gt_boxes``, ``gt_classes``, ``gt_masks`` (for the mask head),
-                ``instance_source`` (0 real, 1 pasted; all real without it) and ``pool_id``.
+                ``instance_source`` (``InstanceSource``; all real without it) and ``pool_id``.
             image_ids: per image, its name in warnings; its position in the batch without it.
 
         Returns:
@@ -277,9 +278,9 @@ class ContributionScorer:
             columns["image"].append(nothing + image)
             columns["local"].append(torch.arange(n))
             columns["gt_class"].append(classes)
-            columns["pasted"].append(source == 1)
+            columns["pasted"].append(source == InstanceSource.PASTED)
             columns["pool_id"].append(
-                target.pool_id.cpu().long() if target.has("pool_id") else nothing - 1
+                target.pool_id.cpu().long() if target.has("pool_id") else nothing + NO_POOL_ID
             )
             columns["usable"].append(
                 boxes.isfinite().all(1)
