@@ -1,13 +1,15 @@
 """Decides, inside a training step, which pasted instances train the heads.
 
-The ROI heads ask it (:mod:`gal_d2.modeling.roi_heads`); it has the scorer score, the policy decide
-and the ledger record.
+:class:`InstanceJudge` is asked by the ROI heads (:mod:`gal_d2.modeling.roi_heads`); it has the
+scorer score, the policy decide and the ledger record. What it has in common with the published
+recipe's :class:`~gal_d2.engine.batch_judge.BatchJudge` is :class:`Judge`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,25 +58,90 @@ class Verdict:
     seconds: float
 
 
-class InstanceJudge:
+class Judge(ABC):
+    """What the trainer and :class:`JudgeHook` know of a judge, whichever unit it decides on.
+
+    Args:
+        cfg: ``DATASETS.TRAIN`` names the classes, ``OUTPUT_DIR`` has the ledger.
+        seed: the run's seed.
+
+    Attributes:
+        class_groups: (C,) int64, frequency group of each class, an index into ``GROUPS``.
+        verdict: of the last step; None before the first.
+    """
+
+    def __init__(self, cfg: CfgNode, seed: int) -> None:
+        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
+        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+        category_of_class = {
+            index: category
+            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
+        }
+        self.ledger = LedgerWriter(
+            Path(cfg.OUTPUT_DIR) / "ledger",
+            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
+            category_frequency=metadata.category_frequency,
+            rank=comm.get_rank(),
+            num_processes=comm.get_world_size(),
+        )
+        self.max_steps = cfg.SOLVER.MAX_ITER
+        self.seed = seed
+        self.step = 0
+        self.image_ids: Sequence[int] = ()
+        self.verdict: Verdict | None = None
+        self._restored = False
+
+    def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        """Say which step comes, and with which samples, before the model is called.
+
+        Returns:
+            The samples to train on.
+        """
+        self.step = step
+        self.image_ids = [sample["image_id"] for sample in batch]
+        return batch
+
+    def record(self, contribution: Contribution, decision: Decision, seconds: float) -> None:
+        """Enter the step's N instances and what became of them."""
+        self.ledger.append(self.step, contribution, decision, self.image_ids)
+        self.verdict = Verdict(contribution, decision, seconds)
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last step besides those of :func:`decision_metrics`."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        """Tensors, numbers and strings only, in nested dicts."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` gave; a warning where it is of another kind."""
+
+    def resume(self, step: int) -> None:
+        """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
+        if step > 0 and not self._restored:
+            logger.warning(
+                "The checkpoint was made without scoring: directions and thresholds start afresh "
+                "at step %d, and GAL.ACCEPT.WARM_UP applies until they are known.",
+                step,
+            )
+        self.ledger.resume(step)
+
+
+class InstanceJudge(Judge):
     """Scores the pasted instances of each training step and accepts or rejects each.
 
     Called by the ROI heads of the model in training, once a step, on every process.
 
     Args:
-        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how; ``DATASETS.TRAIN`` names the classes.
+        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how.
         roi_heads: whose gradients are looked at.
         seed: the run's seed.
-
-    Attributes:
-        verdict: of the last step; None before the first.
     """
 
     def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int) -> None:
-        if cfg.GAL.ACCEPT.UNIT != "instance":
-            raise UserError(f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance.")
-        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
-        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+        super().__init__(cfg, seed)
         node = cfg.GAL.SCORER
         for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
             if len(node[key]) != len(node.HEADS):
@@ -98,31 +165,12 @@ class InstanceJudge:
             max_counterfactuals=node.MAX_COUNTERFACTUALS,
         )
         self.policy = build_acceptance_policy(cfg)
-        category_of_class = {
-            index: category
-            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
-        }
-        self.ledger = LedgerWriter(
-            Path(cfg.OUTPUT_DIR) / "ledger",
-            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
-            category_frequency=metadata.category_frequency,
-            rank=comm.get_rank(),
-            num_processes=comm.get_world_size(),
-        )
-        self.max_steps = cfg.SOLVER.MAX_ITER
-        self.seed = seed
-        self.step = 0
-        self.image_ids: Sequence[int] = ()
-        self.verdict: Verdict | None = None
-        self._restored = False
-
-    def start_step(self, step: int, batch: Sequence[dict]) -> None:
-        """Say which step comes, and with which images, before the model is called."""
-        self.step = step
-        self.image_ids = [sample["image_id"] for sample in batch]
 
     def __call__(
-        self, features: Mapping[str, Tensor], targets: Sequence[Instances]
+        self,
+        features: Mapping[str, Tensor],
+        targets: Sequence[Instances],
+        proposals: Sequence[Instances],
     ) -> list[Tensor]:
         """Per image, (N,) bool: True for the targets that must not train the heads.
 
@@ -140,9 +188,8 @@ class InstanceJudge:
             generator=step_generator(self.seed, self.step, comm.get_rank()),
         )
         decision = self.policy.decide(contribution, context)
-        self.ledger.append(self.step, contribution, decision, self.image_ids)
+        self.record(contribution, decision, time.perf_counter() - start)
         rejected = ~decision.accept & (contribution.pool_id >= 0)
-        self.verdict = Verdict(contribution, decision, time.perf_counter() - start)
         return self._by_target(rejected, contribution, targets)
 
     @staticmethod
@@ -164,22 +211,17 @@ class InstanceJudge:
 
     def load_state_dict(self, state: dict) -> None:
         self._restored = True
-        if self.scorer.load_state_dict(state["scorer"]):
+        if self.scorer.load_state_dict(state.get("scorer")):
             self.policy.load_state_dict(state["policy"])
 
-    def resume(self, step: int) -> None:
-        """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
-        if step > 0 and not self._restored:
-            logger.warning(
-                "The checkpoint was made without scoring: directions and thresholds start afresh "
-                "at step %d, and GAL.ACCEPT.WARM_UP applies until they are known.",
-                step,
-            )
-        self.ledger.resume(step)
+    def metrics(self) -> dict[str, float]:
+        """``gal/cache_age``: mean number of steps since a pasted class's direction changed."""
+        age = self.scorer.cache.age[self.verdict.contribution.gt_class.cpu()]
+        return {"gal/cache_age": age[age >= 0].float().mean().item()} if (age >= 0).any() else {}
 
 
 class JudgeHook(HookBase):
-    """Writes metrics and pictures of an :class:`InstanceJudge`, and stores its ledger.
+    """Writes metrics and pictures of a :class:`Judge`, and stores its ledger.
 
     Args:
         judge: of the trainer.
@@ -192,7 +234,7 @@ class JudgeHook(HookBase):
 
     def __init__(
         self,
-        judge: InstanceJudge,
+        judge: Judge,
         *,
         checkpoint_period: int,
         picture_period: int,
@@ -248,12 +290,12 @@ class JudgeHook(HookBase):
         save_png(sheet, self.output_dir / "decisions" / f"{done:07d}.png")
 
 
-def decision_metrics(judge: InstanceJudge, time_share: float) -> dict[str, float]:
+def decision_metrics(judge: Judge, time_share: float) -> dict[str, float]:
     """Scalars of the last step, of this process; a figure of nothing is left out.
 
     ``gal/accepted`` (share, also by frequency group), ``gal/undecided`` (share that the warm-up
-    rule decided), ``gal/score_q..`` (quantiles), ``gal/cache_age`` (mean number of steps since a
-    pasted class's direction changed) and ``gal/time_share`` (of the step, spent on scoring).
+    rule decided), ``gal/score_q..`` (quantiles), ``gal/time_share`` (of the step, spent on scoring)
+    and the judge's own.
     """
     contribution, decision = judge.verdict.contribution, judge.verdict.decision
     metrics = {"gal/time_share": time_share, "gal/pasted": float(len(contribution))}
@@ -271,7 +313,4 @@ def decision_metrics(judge: InstanceJudge, time_share: float) -> dict[str, float
     if len(score):
         for q in SCORE_QUANTILES:
             metrics[f"gal/score_q{round(100 * q)}"] = score.quantile(q).item()
-    age = judge.scorer.cache.age[classes]
-    if (age >= 0).any():
-        metrics["gal/cache_age"] = age[age >= 0].float().mean().item()
-    return metrics
+    return metrics | judge.metrics()
