@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.fields import InstanceSource
+from gal_d2.data.probe import probe_samples
 from gal_d2.errors import UserError
+from gal_d2.modeling.frozen import frozen_statistics
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
     Decision,
@@ -34,7 +36,8 @@ from gal_d2.scoring.acceptance import (
 )
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.ledger import LedgerWriter
-from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.scoring.proposals import sample_proposals
+from gal_d2.scoring.scorer import ContributionScorer, RealBatch
 from gal_d2.visualization.contact_sheet import save_png
 from gal_d2.visualization.samples import decision_sheet
 
@@ -138,11 +141,30 @@ class InstanceJudge(Judge):
         cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how.
         roi_heads: whose gradients are looked at.
         seed: the run's seed.
+        model: the detector that ``roi_heads`` is part of; ``TARGET: probe`` has it look at images.
+
+    Raises:
+        UserError: an option is out of range.
     """
 
-    def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int) -> None:
+    def __init__(
+        self, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module | None = None
+    ) -> None:
         super().__init__(cfg, seed)
         node = cfg.GAL.SCORER
+        for key, known in (("ROIS", ("gt", "proposals")), ("TARGET", ("train", "probe"))):
+            if node[key] not in known:
+                raise UserError(f"GAL.SCORER.{key} is '{node[key]}': choose {' or '.join(known)}.")
+        if node.MAX_PROPOSALS < 1:
+            raise UserError(
+                f"GAL.SCORER.MAX_PROPOSALS is {node.MAX_PROPOSALS}: set it to 1 or more."
+            )
+        if node.TARGET == "probe" and model is None:
+            raise ValueError("with GAL.SCORER.TARGET 'probe' the judge needs the model")
+        self.roi_heads = roi_heads
+        self.model = model if node.TARGET == "probe" else None
+        self.max_proposals = node.MAX_PROPOSALS if node.ROIS == "proposals" else 0
+        self._probe: list[dict] = []
         for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
             if len(node[key]) != len(node.HEADS):
                 raise UserError(
@@ -166,6 +188,10 @@ class InstanceJudge(Judge):
         )
         self.policy = build_acceptance_policy(cfg)
 
+    def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        self._probe = probe_samples(batch) if self.model is not None else []
+        return super().start_step(step, batch)
+
     def __call__(
         self,
         features: Mapping[str, Tensor],
@@ -178,19 +204,57 @@ class InstanceJudge(Judge):
         """
         start = time.perf_counter()
         features = {name: feature.detach() for name, feature in features.items()}
-        contribution = self.scorer.step(features, targets, self.image_ids)
+        generator = step_generator(self.seed, self.step, comm.get_rank())
+        contribution = self.scorer.step(
+            features,
+            targets,
+            self.image_ids,
+            proposals=self._sample_proposals(proposals, targets, generator),
+            probe=self._probe_batch(features, targets) if self.model is not None else None,
+        )
         context = AcceptanceContext(
             step=self.step,
             max_steps=self.max_steps,
             class_group=self.class_groups,
             class_age=self.scorer.cache.num_updates,
             reference=self.scorer.reference,
-            generator=step_generator(self.seed, self.step, comm.get_rank()),
+            generator=generator,
         )
         decision = self.policy.decide(contribution, context)
         self.record(contribution, decision, time.perf_counter() - start)
         rejected = ~decision.accept & (contribution.pool_id >= 0)
         return self._by_target(rejected, contribution, targets)
+
+    def _sample_proposals(
+        self,
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
+        generator: torch.Generator,
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """With ``ROIS: proposals``, those to score on."""
+        if not self.max_proposals:
+            return None
+        return sample_proposals(
+            proposals,
+            targets,
+            self.roi_heads.proposal_matcher,
+            most=self.max_proposals,
+            append_gt=self.roi_heads.proposal_append_gt,
+            generator=generator,
+        )
+
+    @torch.no_grad()
+    def _probe_batch(
+        self, features: Mapping[str, Tensor], targets: Sequence[Instances]
+    ) -> RealBatch:
+        """The feature maps and targets of this step's probe images."""
+        if not self._probe:  # the other processes may have some: learning is a collective call
+            return RealBatch(features, [target[:0] for target in targets])
+        with frozen_statistics(self.model):
+            images = self.model.preprocess_image(self._probe)
+            features = self.model.backbone(images.tensor)
+        probe_targets = [sample["instances"].to(images.tensor.device) for sample in self._probe]
+        return RealBatch(features, probe_targets, [sample["image_id"] for sample in self._probe])
 
     @staticmethod
     def _by_target(

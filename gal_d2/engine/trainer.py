@@ -168,7 +168,7 @@ class GALTrainer(DefaultTrainer):
                 f"GAL.SCORER.ENABLED is on, but MODEL.ROI_HEADS.NAME is "
                 f"'{cfg.MODEL.ROI_HEADS.NAME}': set it to GALROIHeads or GALCascadeROIHeads."
             )
-        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed)
+        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed, model)
         return roi_heads.judge
 
     @classmethod
