@@ -20,6 +20,7 @@ from tqdm import tqdm
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.pool_check import check_shard
 from gal_d2.data.pool_shard import shard_names, temporary_names
+from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
 
 
@@ -39,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     root = arguments.pool
     if not root.is_dir():
         raise UserError(
@@ -88,14 +89,5 @@ def print_temporary_files(root: Path) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parsed = parse_arguments(arguments)
-    try:
-        return run(parsed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main, parse_arguments()))

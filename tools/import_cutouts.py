@@ -28,6 +28,7 @@ from gal_d2.data.pool_import import (
     list_folder,
     list_xpaste,
 )
+from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
 
 
@@ -76,7 +77,8 @@ def chosen_categories(names: CategoryNames, texts: list[str] | None) -> set[int]
     return set(chosen.values())
 
 
-def run(arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     names = CategoryNames.from_file(arguments.annotations)
     only = chosen_categories(names, arguments.categories)
     if arguments.folder is not None:
@@ -118,15 +120,5 @@ def _hint(nearest: list[str]) -> str:
     return f" (did you mean {' or '.join(nearest)}?)" if nearest else ""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parsed = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        return run(parsed)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool(main, parse_arguments()))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 
 import cv2
@@ -20,6 +19,7 @@ import pyarrow.parquet
 from gal_d2.data.miniature import CATEGORIES, KINDS, MiniatureConfig, prepare_miniature
 from gal_d2.data.miniature_sources import OBJECT_SOURCES
 from gal_d2.data.pool import InstancePool
+from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
 
 _TILE = 144
@@ -63,13 +63,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = vars(parse_arguments(arguments))
+def main(arguments: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = vars(arguments)
     output, sources = options.pop("output"), options.pop("sources")
     force, preview = options.pop("force"), options.pop("preview")
     if preview is not None and preview.suffix != ".png":
         raise UserError(f"--preview is {preview}: give it a name that ends in .png.")
-    prepare_miniature(output, sources, MiniatureConfig(**options), force=force)
+    try:
+        prepare_miniature(output, sources, MiniatureConfig(**options), force=force)
+    except OSError as error:
+        raise UserError(
+            f"The miniature cannot be written to {output} ({error}): free some space or choose "
+            "another --output."
+        ) from error
     if preview is not None:
         write_preview(output, preview)
     for split in ("train", "val"):
@@ -166,8 +173,4 @@ def _write(image: np.ndarray, text: str, corner: tuple[int, int] | np.ndarray) -
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_tool(main, parse_arguments())

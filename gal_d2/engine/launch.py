@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
 from gal_d2.errors import UserError
@@ -58,6 +57,9 @@ def launch(
                 f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} here: lower "
                 "it, or set it to 0 with MODEL.DEVICE cpu."
             )
+        # Here, because tools that only call `run_tool` need not pay for the import.
+        from detectron2.engine import launch as detectron2_launch
+
         detectron2_launch(
             run_tool,
             num_gpus,

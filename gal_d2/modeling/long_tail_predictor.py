@@ -6,7 +6,9 @@ detectron2 has these two only after 0.6. The keys (``MODEL.ROI_BOX_HEAD.USE_SIGM
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,7 +34,9 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         use_sigmoid_ce: one sigmoid per class in place of a softmax with background.
         use_fed_loss: sample the classes; needs ``use_sigmoid_ce``.
         fed_loss_num_classes: how many classes a step's loss sees, positives included.
-        fed_loss_cls_weights: (K,) float, the probability (unnormalised) to sample each class.
+        fed_loss_cls_weights: (K,) float, the probability (unnormalised) to sample each class, or a
+            function that gives it. It is called when a loss first needs it: a model that only
+            predicts does not ask for the training set that the numbers come from.
         others: as in FastRCNNOutputLayers.
     """
 
@@ -44,7 +48,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         use_sigmoid_ce: bool = False,
         use_fed_loss: bool = False,
         fed_loss_num_classes: int = 50,
-        fed_loss_cls_weights: torch.Tensor | None = None,
+        fed_loss_cls_weights: torch.Tensor | Callable[[], torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(input_shape, **kwargs)
@@ -55,8 +59,7 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         self.use_sigmoid_ce = use_sigmoid_ce
         self.use_fed_loss = use_fed_loss
         self.fed_loss_num_classes = fed_loss_num_classes
-        if use_fed_loss:
-            self.register_buffer("fed_loss_cls_weights", fed_loss_cls_weights, persistent=False)
+        self._fed_loss_cls_weights = fed_loss_cls_weights
         if use_sigmoid_ce:  # a prior of 1 %: the many negatives do not swamp the first steps
             nn.init.constant_(self.cls_score.bias, -math.log((1 - 0.01) / 0.01))
 
@@ -72,10 +75,21 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
         # What detectron2 after 0.6 would look up itself.
         ret.pop("get_fed_loss_cls_weights", None)
         if box_head.USE_FED_LOSS:
-            ret["fed_loss_cls_weights"] = class_sampling_weights(
-                cfg.DATASETS.TRAIN[0], box_head.FED_LOSS_FREQ_WEIGHT_POWER
+            ret["fed_loss_cls_weights"] = functools.partial(
+                class_sampling_weights,
+                cfg.DATASETS.TRAIN[0],
+                box_head.FED_LOSS_FREQ_WEIGHT_POWER,
             )
         return ret
+
+    @property
+    def fed_loss_cls_weights(self) -> torch.Tensor:
+        """(K,) float on the predictor's device: probability (unnormalised) to sample each class."""
+        weights = self._fed_loss_cls_weights
+        if callable(weights):
+            weights = weights()
+        self._fed_loss_cls_weights = weights = weights.to(self.cls_score.weight.device)
+        return weights
 
     def losses(
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]

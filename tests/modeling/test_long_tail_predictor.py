@@ -108,3 +108,22 @@ def test_probabilities_are_sigmoids():
 def test_federated_without_sigmoid_says_what_to_set():
     with pytest.raises(UserError, match="USE_SIGMOID_CE"):
         make_predictor(use_fed_loss=True, fed_loss_cls_weights=torch.ones(NUM_CLASSES))
+
+
+def test_class_counts_are_looked_up_when_a_loss_needs_them():
+    calls = []
+
+    def weights() -> torch.Tensor:
+        calls.append(1)
+        return torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+
+    predictor = make_predictor(
+        use_sigmoid_ce=True, use_fed_loss=True, fed_loss_num_classes=9, fed_loss_cls_weights=weights
+    )
+    predictor.eval()
+    logits = torch.zeros(1, NUM_CLASSES + 1)
+    predictor.predict_probs((logits, None), make_proposals([0]))
+    assert not calls and not any("fed" in name for name in predictor.state_dict())
+    for _ in range(2):
+        assert 1 not in predictor.sample_classes(torch.tensor([0])).tolist()
+    assert len(calls) == 1

@@ -126,3 +126,29 @@ def test_background_rows_of_a_rejected_target_stay():
         gt_rejected=torch.tensor([True, True, False]),
     )
     assert without_rejected(proposals, NUM_CLASSES).gt_classes.tolist() == [NUM_CLASSES, 2]
+
+
+@pytest.mark.parametrize("name", ["GALROIHeads", "GALCascadeROIHeads"])
+def test_classified_rois_know_their_target(name):
+    roi_heads = make_roi_heads(name)
+    empty = make_target()[:0]
+    targets, proposals = [make_target(), empty], [make_proposals(), make_proposals(1)]
+    features = {"p2": torch.randn(2, 8, 16, 16, requires_grad=True)}
+    with EventStorage():
+        stages = roi_heads.classify(features, proposals, targets, seeds=[5, 6])
+        first = {"p2": features["p2"][:1]}
+        again = roi_heads.classify(first, proposals[:1], targets[:1], seeds=[5])
+    thresholds = [0.5, 0.6, 0.7] if "Cascade" in name else [0.5]
+    assert len(stages) == len(thresholds)
+    for rois, alone in zip(stages, again, strict=True):
+        assert set(rois.image.tolist()) == {0, 1}
+        foreground = rois.target >= 0
+        assert (rois.gt_classes[~foreground] == NUM_CLASSES).all()
+        assert torch.equal(rois.gt_classes[foreground], rois.target[foreground])  # classes 0, 1, 2
+        assert (rois.image[foreground] == 0).all() and set(rois.target.tolist()) == {-1, 0, 1, 2}
+        # The first image's sample does not depend on the second's being there.
+        assert torch.equal(rois.gt_classes[rois.image == 0], alone.gt_classes)
+        torch.testing.assert_close(rois.logits[rois.image == 0], alone.logits)
+    stages[-1].logits.sum().backward()
+    assert features["p2"].grad.abs().sum() > 0
+    assert not targets[0].has("gt_index")

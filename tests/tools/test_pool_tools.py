@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,22 +14,33 @@ from PIL import Image
 
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.pool_shard import ShardWriter, shard_names
+from gal_d2.engine.launch import run_tool
+
+Tool = Callable[[list[str]], int]
+"""Arguments -> exit status."""
 
 
-def load(repository: Path, name: str) -> ModuleType:
+def load(repository: Path, name: str) -> Tool:
     spec = importlib.util.spec_from_file_location(name, repository / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+
+    def call(arguments: list[str]) -> int:
+        try:
+            return run_tool(module.main, module.parse_arguments(arguments))
+        except SystemExit as end:
+            return end.code
+
+    return call
 
 
 @pytest.fixture
-def import_cutouts(repository: Path) -> ModuleType:
+def import_cutouts(repository: Path) -> Tool:
     return load(repository, "import_cutouts")
 
 
 @pytest.fixture
-def check_pool(repository: Path) -> ModuleType:
+def check_pool(repository: Path) -> Tool:
     return load(repository, "check_pool")
 
 
@@ -51,8 +62,8 @@ FOLDER = ["--folder", "cutouts", "--annotations", "annotations.json", "--pool", 
 XPASTE = ["--xpaste", "pool.json", "--annotations", "annotations.json", "--pool", "pool"]
 
 
-def test_import_folder_twice(import_cutouts: ModuleType, work: Path, capsys) -> None:
-    assert import_cutouts.main(FOLDER) == 0
+def test_import_folder_twice(import_cutouts: Tool, work: Path, capsys) -> None:
+    assert import_cutouts(FOLDER) == 0
     out, err = capsys.readouterr()
     assert [line.split() for line in out.splitlines()[:2]] == [
         ["3", "1", "boot"],
@@ -63,35 +74,35 @@ def test_import_folder_twice(import_cutouts: ModuleType, work: Path, capsys) -> 
     assert "warning: 0 images failed; 1 unknown categories with 1 images were left out" in err
     assert InstancePool("pool").counts() == {3: 1, 12: 1}
 
-    assert import_cutouts.main(FOLDER) == 0
+    assert import_cutouts(FOLDER) == 0
     assert "0 cut-outs of 0 categories added, 2 were stored already" in capsys.readouterr().out
 
 
-def test_import_xpaste_records_the_source(import_cutouts: ModuleType, work: Path) -> None:
+def test_import_xpaste_records_the_source(import_cutouts: Tool, work: Path) -> None:
     options = ["--generator", "x-paste", "--model", "sd-1.5", "--prompt", "a photo"]
-    assert import_cutouts.main([*XPASTE, *options]) == 0
+    assert import_cutouts([*XPASTE, *options]) == 0
     pool = InstancePool("pool")
     source = pool.get(pool.all_ids()[0]).source
     assert (source.generator, source.model, source.prompt) == ("x-paste", "sd-1.5", "a photo")
     assert pool.category_ids.tolist() == [3]
 
 
-def test_import_chosen_categories(import_cutouts: ModuleType, work: Path) -> None:
-    assert import_cutouts.main([*FOLDER, "--categories", "Bun"]) == 0
+def test_import_chosen_categories(import_cutouts: Tool, work: Path) -> None:
+    assert import_cutouts([*FOLDER, "--categories", "Bun"]) == 0
     assert InstancePool("pool").counts() == {12: 1}
 
 
-def test_corrupt_images_are_a_warning(import_cutouts: ModuleType, work: Path, capsys) -> None:
+def test_corrupt_images_are_a_warning(import_cutouts: Tool, work: Path, capsys) -> None:
     Path("cutouts/bun/b.png").write_text("no image")
-    assert import_cutouts.main(FOLDER) == 0
+    assert import_cutouts(FOLDER) == 0
     out, err = capsys.readouterr()
     assert "1 images failed" in out
     assert "skipped cutouts/bun/b.png: cannot identify image file" in err
 
 
-def test_nothing_imported_is_a_failure(import_cutouts: ModuleType, work: Path, capsys) -> None:
+def test_nothing_imported_is_a_failure(import_cutouts: Tool, work: Path, capsys) -> None:
     Path("cutouts/bun/a.png").write_text("no image")
-    assert import_cutouts.main([*FOLDER, "--categories", "bun"]) == 1
+    assert import_cutouts([*FOLDER, "--categories", "bun"]) == 1
     assert "skipped cutouts/bun/a.png" in capsys.readouterr().err
 
 
@@ -109,18 +120,17 @@ def test_nothing_imported_is_a_failure(import_cutouts: ModuleType, work: Path, c
     ],
 )
 def test_mistakes_are_one_sentence(
-    import_cutouts: ModuleType, work: Path, capsys, arguments: list[str], message: str
+    import_cutouts: Tool, work: Path, capsys, arguments: list[str], message: str
 ) -> None:
-    assert import_cutouts.main(arguments) == 1
+    assert import_cutouts(arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert len(err.strip().splitlines()) == 1
 
 
-def test_no_workers(import_cutouts: ModuleType, work: Path) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        import_cutouts.main([*FOLDER, "--workers", "0"])
+def test_no_workers(import_cutouts: Tool, work: Path) -> None:
+    assert import_cutouts([*FOLDER, "--workers", "0"]) == 2
 
 
 def fill(root: Path, seeds: range, category_id: int) -> list[int]:
@@ -135,11 +145,11 @@ def fill(root: Path, seeds: range, category_id: int) -> list[int]:
         ]
 
 
-def test_sound_pool(check_pool: ModuleType, work: Path, capsys) -> None:
+def test_sound_pool(check_pool: Tool, work: Path, capsys) -> None:
     fill(Path("pool"), range(3), 12)
     fill(Path("pool"), range(2, 4), 12)
     fill(Path("pool"), range(2), 3)
-    assert check_pool.main(["pool", "--annotations", "annotations.json"]) == 0
+    assert check_pool(["pool", "--annotations", "annotations.json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:2]] == [["3", "2", "boot"], ["12", "4", "bun"]]
     assert lines[2] == (
@@ -149,9 +159,7 @@ def test_sound_pool(check_pool: ModuleType, work: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("option", [[], ["--no-decode"]])
-def test_all_damage_is_listed(
-    check_pool: ModuleType, work: Path, capsys, option: list[str]
-) -> None:
+def test_all_damage_is_listed(check_pool: Tool, work: Path, capsys, option: list[str]) -> None:
     root = Path("pool")
     ids = fill(root, range(3), 12)
     (name,) = shard_names(root)
@@ -163,7 +171,7 @@ def test_all_damage_is_listed(
     (other,) = set(shard_names(root)) - {name}
     os.truncate(root / other, 100)
     left = ShardWriter(root)
-    assert check_pool.main(["pool", *option]) == 1
+    assert check_pool(["pool", *option]) == 1
     out = capsys.readouterr().out
     assert f"corrupt shard pool/{other}: " in out
     assert f"corrupt cut-out {ids[0]}: row 0 of pool/{name}" in out
@@ -173,13 +181,13 @@ def test_all_damage_is_listed(
     assert out.endswith("1 corrupt shards, 2 corrupt cut-outs\n")
 
 
-def test_unfinished_shards_alone_are_no_failure(check_pool: ModuleType, work: Path, capsys) -> None:
+def test_unfinished_shards_alone_are_no_failure(check_pool: Tool, work: Path, capsys) -> None:
     fill(Path("pool"), range(1), 3)
     ShardWriter(Path("pool"))
-    assert check_pool.main(["pool"]) == 0
+    assert check_pool(["pool"]) == 0
     assert "unless a writer is running, delete it" in capsys.readouterr().out
 
 
-def test_pool_that_does_not_exist(check_pool: ModuleType, work: Path, capsys) -> None:
-    assert check_pool.main(["nowhere"]) == 1
+def test_pool_that_does_not_exist(check_pool: Tool, work: Path, capsys) -> None:
+    assert check_pool(["nowhere"]) == 1
     assert "nowhere does not exist" in capsys.readouterr().err

@@ -47,9 +47,9 @@ def test_prepares_and_draws_a_preview(prepare, tmp_path, capsys):
         (["--output", "."], "exists and is no prepared miniature"),
     ],
 )
-def test_a_mistake_is_one_sentence(prepare, tmp_path, arguments, message):
+def test_a_mistake_is_one_sentence(prepare, tmp_path, capsys, arguments, message):
     (tmp_path / "mine").touch()
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match="1"):
         prepare(*TINY, *arguments)
-    assert message in caught.value.code
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "datasets").exists()
