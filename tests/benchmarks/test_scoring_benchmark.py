@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from gal_d2.errors import UserError
+
 
 @pytest.fixture(scope="module")
 def benchmark(repository):
@@ -65,9 +67,10 @@ def test_filled_scorer_scores_all_and_has_relabelled_rows(benchmark):
 def test_step(benchmark):
     sizes = dataclasses.replace(benchmark.QUICK, rounds=1)
     seconds, relabelled = benchmark.measure_step(sizes)
-    assert set(seconds) == {"without", "with", "scoring"}
+    assert set(seconds) == {"without", "with", "published", "scoring", "deciding"}
     assert all(len(values) == 1 for values in seconds.values())
     assert 0 < seconds["scoring"][0] < seconds["with"][0]
+    assert 0 < seconds["deciding"][0] < seconds["published"][0]
     assert relabelled > 0
 
 
@@ -98,3 +101,22 @@ def test_alternate_leaves_the_first_round_out(benchmark):
     seconds = benchmark.alternate({"a": lambda: calls.append("a"), "b": lambda: None}, 2)
     assert calls == ["a"] * 3
     assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_tables_go_into_a_document(benchmark, tmp_path):
+    path = tmp_path / "scoring.md"
+    path.write_text(f"Before\n{benchmark.BEGIN}old\n{benchmark.END}After\n")
+    before, after = benchmark.split_document(path)
+    assert before + "new\n" + after == (f"Before\n{benchmark.BEGIN}\nnew\n{benchmark.END}After\n")
+    with benchmark.Tee() as tee:
+        benchmark.print_table(["a", "b"], [[1, 2]])
+    assert tee.text == "| a | b |\n|---|---|\n| 1 | 2 |\n\n"
+
+
+@pytest.mark.parametrize("text", [None, "no marks", "<!-- end -->\n"])
+def test_a_document_without_a_place_for_them(benchmark, tmp_path, text):
+    path = tmp_path / "scoring.md"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"scoring.md has no place for the tables"):
+        benchmark.split_document(path)
