@@ -32,6 +32,7 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_statistics
 from gal_d2.scoring.acceptance import BatchDecision, build_batch_rule
 from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.gathering import world_size
 from gal_d2.scoring.non_finite import NonFiniteReport
 from gal_d2.scoring.roi_losses import classification_loss
 from gal_d2.scoring.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
@@ -249,7 +250,10 @@ class BatchJudge(Judge):
             weights = trainable(self.model)
             nothing = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
             own = ClassificationGradient(nothing, 0, [])
-        if not own.total.isfinite().all():
+        is_finite = math.isfinite(
+            own.total.norm().item()
+        )  # one pass over it, unlike isfinite().all()
+        if not is_finite:
             self.non_finite.add(
                 f"whole-model gradient on {'pasted objects' if pasted_only else 'probe images'}",
                 torch.ones(len(samples), dtype=torch.bool),
@@ -257,8 +261,8 @@ class BatchJudge(Judge):
                 torch.full((len(samples),), NO_POOL_ID),
             )
         mean, num_rois = mean_gradient(own.total, own.num_rois)
-        is_usable = num_rois > 0 and bool(mean.isfinite().all())
-        return (mean if is_usable else None), own.rois_of
+        is_finite = is_finite if world_size() == 1 else math.isfinite(mean.norm().item())
+        return (mean if num_rois > 0 and is_finite else None), own.rois_of
 
     def metrics(self) -> dict[str, float]:
         """``gal/threshold``: what the cosine had to reach; left out where there was none."""

@@ -39,27 +39,26 @@ def flat_gradient(loss: Tensor, weights: Sequence[Tensor], *, scale: float = 1.0
         torch.zeros(weight.numel(), device=weight.device) if g is None else g.flatten().float()
         for g, weight in zip(gradients, weights, strict=True)
     ]
-    return torch.cat(flat) / scale
+    flat = torch.cat(flat)
+    return flat if scale == 1 else flat.div_(scale)
 
 
 def mean_gradient(total: Tensor, count: int) -> tuple[Tensor, int]:
     """The mean over the ROIs of all processes; a collective call.
 
     Args:
-        total: (P,) float32, sum over this process's ROIs.
+        total: (P,) float32, sum over this process's ROIs; it is overwritten.
         count: how many they are.
 
     Returns:
         (P,) the same on every process, and the number of ROIs of all of them.
     """
     if world_size() > 1:
-        # float64 holds the count exactly and the sum without regard to who has which ROI.
         counts = torch.tensor(float(count), dtype=torch.float64, device=total.device)
-        total = total.clone()
         dist.all_reduce(total)
         dist.all_reduce(counts)
         count = int(counts)
-    return total / max(count, 1), count
+    return total.div_(max(count, 1)), count
 
 
 class MomentumGradient:
