@@ -250,9 +250,8 @@ class BatchJudge(Judge):
             weights = trainable(self.model)
             nothing = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
             own = ClassificationGradient(nothing, 0, [])
-        is_finite = math.isfinite(
-            own.total.norm().item()
-        )  # one pass over it, unlike isfinite().all()
+        # By the norm: `isfinite` of so many numbers takes as long as a backward pass.
+        is_finite = math.isfinite(own.total.norm().item())
         if not is_finite:
             self.non_finite.add(
                 f"whole-model gradient on {'pasted objects' if pasted_only else 'probe images'}",

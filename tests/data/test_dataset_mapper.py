@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, BoxMode
@@ -22,11 +22,13 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from gal_d2 import add_gal_config
+from gal_d2.data.augmentation import build_probe_augmentations
 from gal_d2.data.copy_paste import PasteOptions
 from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
 from gal_d2.data.datasets import load_instances, register_instances
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.pool_sampler import UniformClassSampler
+from gal_d2.data.probe import ProbeImages
 from gal_d2.data.real_instances import RealInstances
 from gal_d2.data.statistics import CategoryStatistics, category_statistics
 from gal_d2.data.stream import seeded
@@ -97,6 +99,13 @@ def pasting(pool: InstancePool, *, augmentations=(), **more) -> CopyPasteMapper:
 
 def lsj(size: int = 80) -> list:
     return [T.RandomFlip(), T.ResizeScale(0.5, 2.0, size, size), T.FixedSizeCrop((size, size))]
+
+
+def make_lsj_config(size: int) -> CfgNode:
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.GAL.DATA.LSJ.IMAGE_SIZE = size
+    return cfg
 
 
 def run(mapper: CopyPasteMapper, record: dict, seed: int = 0) -> dict:
@@ -403,6 +412,51 @@ class TestRealToReal:
         assert len(caplog.records) == 1 and "gone.jpg does not exist" in caplog.text
 
 
+@pytest.fixture(scope="module")
+def probe(record: dict) -> ProbeImages:
+    """An image for each of the classes 0 and 1; that of class 1 is not there."""
+    of_0 = {**record, "image_id": 7, "annotations": [square(0, 90, 60, 120, 90)]}
+    of_1 = {**record, "image_id": 8, "annotations": [square(1, 9, 9, 30, 30)]}
+    return ProbeImages([of_0, {**of_1, "file_name": "nowhere.png"}])
+
+
+class TestProbe:
+    def test_whole_images_of_pasted_classes(self, pool, record, probe) -> None:
+        size = build_probe_augmentations(make_lsj_config(80))
+        mapper = pasting(pool, augmentations=lsj(), probe=probe, probe_augmentations=size)
+        plain = pasting(pool, augmentations=lsj())
+        found = set()
+        for seed in range(12):
+            sample = run(mapper, record, seed)
+            assert_equal_samples(sample, run(plain, record, seed))  # the same pastes
+            pasted = sample["instances"].gt_classes[sample["instances"].instance_source == 1]
+            assert len(sample["probe"]) <= 1
+            for drawn in sample["probe"]:
+                assert_well_formed(drawn, 80, 80)
+                assert drawn["image_id"] == 7 and drawn["instances"].gt_classes.tolist() == [0]
+                # 128 x 96 pixels in a square of 80: everything is there, at a scale of 0.625.
+                expected = [56.25, 37.5, 75, 56.25]
+                (box,) = drawn["instances"].gt_boxes.tensor.tolist()
+                assert box == pytest.approx(expected, abs=1)
+                assert 0 in pasted.tolist()
+                found.add(seed)
+        assert 2 < len(found) < 12  # not where class 0 was not pasted, or class 1 was drawn
+
+    def test_only_at_every_nth_step(self, pool, record, probe) -> None:
+        mapper = pasting(pool, probe=probe, probe_images=2, probe_period=3)
+        drawn = [
+            [len(run(mapper, {**record, "sample_step": step}, seed)["probe"]) for seed in range(9)]
+            for step in range(4)
+        ]
+        assert drawn[0] == drawn[3] and sum(drawn[0]) > 0
+        assert drawn[1] == drawn[2] == [0] * 9
+
+    @pytest.mark.parametrize("key", ["IMAGES", "PERIOD"])
+    def test_numbers_that_make_no_sense(self, pool, probe, key) -> None:
+        with pytest.raises(UserError, match=f"GAL.SCORER.PROBE.{key} is 0"):
+            pasting(pool, probe=probe, **{f"probe_{key.lower()}": 0})
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -495,6 +549,17 @@ class TestFromConfig:
         assert mapper.scale_mean.tolist() == pytest.approx(filled.scale_mean.tolist())
         assert mapper.scale_std.tolist() == pytest.approx(filled.scale_std.tolist())
         assert mapper.class_of_category == CATEGORIES
+
+    def test_the_published_recipe_needs_unpasted_images_and_a_probe(self, cfg) -> None:
+        cfg.GAL.SCORER.ENABLED, cfg.GAL.ACCEPT.UNIT = True, "batch"
+        cfg.GAL.SCORER.PROBE.IMAGES, cfg.GAL.SCORER.PROBE.PERIOD = 3, 2
+        records = load_instances("mapper_test")
+        mapper = CopyPasteMapper(cfg, dataset_dicts=records, probe_dicts=records)
+        assert mapper.return_unpasted and mapper.probe.classes.tolist() == [0, 2]
+        assert (mapper.probe_images, mapper.probe_period) == (3, 2)
+        cfg.GAL.ACCEPT.UNIT = "instance"
+        mapper = CopyPasteMapper(cfg, dataset_dicts=records)
+        assert mapper.probe is None and not mapper.return_unpasted
 
     def test_every_key_arrives(self, cfg) -> None:
         keys = cfg.GAL.COPY_PASTE
