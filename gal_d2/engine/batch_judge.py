@@ -111,10 +111,10 @@ def classification_gradient(
             for image, counts in enumerate(rois_of):
                 mine = rois.target[chosen & (rois.image == image)]
                 counts += torch.bincount(mine[mine >= 0], minlength=len(counts))
-    weights = trainable(model)
-    return ClassificationGradient(
-        flat_gradient(total, weights, scale=loss_scale), num_rois, rois_of
-    )
+    # The scale fits losses that are means over ROIs; a sum would overflow fp16 sooner.
+    scale = loss_scale / max(num_rois, 1)
+    gradient = flat_gradient(total, trainable(model), scale=scale)
+    return ClassificationGradient(gradient, num_rois, rois_of)
 
 
 def _is_pasted(image: Tensor, target: Tensor, targets: Sequence) -> Tensor:

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from small_model import FROM_SCRATCH, SMALL_MODEL
 
+from gal_d2.data.probe import probe_samples
 from gal_d2.engine.judge import InstanceJudge, Verdict, decision_metrics
 from gal_d2.engine.setup import load_config
 from gal_d2.engine.trainer import GALTrainer
@@ -99,6 +104,103 @@ def test_one_weight_for_each_head(lvis_root, repository, monkeypatch, tmp_path):
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, "GAL.SCORER.HEADS", "['box']")
     with pytest.raises(UserError, match="SCORE_WEIGHTS has 2 entries, GAL.SCORER.HEADS has 1"):
         InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("GAL.SCORER.ROIS", "boxes"), "GAL.SCORER.ROIS is 'boxes': choose gt or proposals"),
+        (("GAL.SCORER.TARGET", "val"), "GAL.SCORER.TARGET is 'val': choose train or probe"),
+        (("GAL.SCORER.MAX_PROPOSALS", "0"), "MAX_PROPOSALS is 0: set it to 1 or more"),
+    ],
+)
+def test_options_that_make_no_sense(lvis_root, repository, monkeypatch, tmp_path, options, message):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    with pytest.raises(UserError, match=message):
+        InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+def judged_model(cfg) -> tuple[torch.nn.Module, InstanceJudge, list[dict]]:
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    judge = GALTrainer.build_judge(cfg, model, seed=0)
+    judge.resume(0)
+    (batch,) = itertools.islice(iter(GALTrainer.build_train_loader(cfg, seed=3)), 1)
+    return model, judge, batch
+
+
+SMALL = (
+    *SMALL_MODEL,
+    *FROM_SCRATCH,
+    *("MODEL.PIXEL_STD", "[57.375,57.12,58.395]", "GAL.COPY_PASTE.MIN_PASTES", "6"),
+    *("GAL.SCORER.PROBE.FRACTION", "0.0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"),
+)
+
+
+def test_probe_images_are_learnt_from_and_leave_no_trace(
+    lvis_root, repository, monkeypatch, tmp_path
+):
+    target = ("GAL.SCORER.TARGET", "probe")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *target)
+    model, judge, batch = judged_model(cfg)
+    probe = probe_samples(batch)
+    assert len(probe) == len(batch)
+    model.roi_heads.judge = None
+    buffers = []
+    for asked in (None, judge):
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        model.roi_heads.judge = asked
+        with EventStorage():
+            judge.start_step(0, batch)
+            torch.manual_seed(1)
+            model(batch)
+        buffers.append({n: v.clone() for n, v in model.state_dict().items()})
+        model.load_state_dict(state)
+    assert all(torch.equal(value, buffers[1][name]) for name, value in buffers[0].items())
+    expected = torch.cat([s["instances"].gt_classes for s in probe]).bincount(minlength=1203)
+    assert torch.equal(judge.scorer.cache.count("box").long(), expected.clamp(max=4))
+    assert len(judge.verdict.contribution) == sum(s["num_pasted"] for s in batch)
+
+
+def test_scores_on_proposals(lvis_root, repository, monkeypatch, tmp_path):
+    rois = ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.MAX_PROPOSALS", "3")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *rois)
+    model, judge, batch = judged_model(cfg)
+    for sample in batch:  # proposals of an untrained RPN: give it copies of the boxes
+        boxes = sample["instances"].gt_boxes.tensor
+        sample["proposals"] = Instances(
+            sample["instances"].image_size,
+            proposal_boxes=Boxes(boxes.repeat(2, 1)),
+            objectness_logits=torch.zeros(2 * len(boxes)),
+        )
+    model.proposal_generator = None
+    judge.start_step(0, batch)
+    with EventStorage():
+        model(batch)
+    num_rois = judge.verdict.contribution.num_rois
+    assert len(num_rois) > 4 and (num_rois <= 3).all()
+    assert (num_rois == 3).sum() > len(num_rois) / 2  # two copies and the box; less where they tie
+
+
+def test_scores_of_settled_classes_are_remembered_for_the_sampler(
+    lvis_root, repository, monkeypatch, tmp_path
+):
+    ledger = ("GAL.POOL.SAMPLER", "ledger", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *ledger)
+    judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+    judge.resume(0)
+    judge.start_step(0, [{"image_id": 1}])
+    judge.scorer.cache.num_updates[:3] = torch.tensor([2, 1, 5])
+    contribution = make_contribution([0, 0, 0, 0], [0.5, 0.25, float("nan"), 0.75])
+    decision = Decision.uniform(torch.ones(4, dtype=torch.bool), "test")
+    judge.record(contribution, decision, 0.0)
+    # Class 1 is young, and the third has no score.
+    assert judge.evidence.pool_ids.tolist() == [0, 3]
+    known = judge.evidence.get([0, 3], [0, 0])
+    assert known.mean.tolist() == [0.5, 0.75]
+    other = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+    other.load_state_dict(judge.state_dict())
+    assert other.evidence.get([0, 3], [0, 0]).mean.tolist() == [0.5, 0.75]
 
 
 def test_a_checkpoint_from_before_scoring_says_so(caplog):
