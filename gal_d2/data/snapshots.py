@@ -158,8 +158,14 @@ class Snapshots:
         needed = range(self.number(step), step // self.period + 1)
         return [number for number in needed if not self.path(number).is_file()]
 
-    def prune(self, step: int) -> None:
-        """Delete the snapshots that a run that goes on at ``step`` or later does not need."""
+    def prune(self, checkpoint: int, step: int) -> None:
+        """Delete what is needed neither from ``step`` on nor to resume.
+
+        Args:
+            checkpoint: the step that a resumed run would go on at.
+            step: the step that comes next.
+        """
+        to_resume = range(self.number(checkpoint), checkpoint // self.period + 1)
         for number in self.numbers():
-            if number < self.number(step):
+            if number < self.number(step) and number not in to_resume:
                 self.path(number).unlink(missing_ok=True)

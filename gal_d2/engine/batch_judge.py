@@ -29,7 +29,7 @@ from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.data.probe import probe_samples
 from gal_d2.engine.judge import Judge
 from gal_d2.errors import UserError
-from gal_d2.modeling.frozen import frozen_statistics
+from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import BatchDecision, build_batch_rule
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.gathering import world_size
@@ -87,7 +87,7 @@ def classification_gradient(
     seeds = [sample.get("sample_seed", 0) for sample in batch]
     cuda = [device] if device.type == "cuda" else []
     with (
-        frozen_statistics(model),
+        frozen_model(model),
         torch.random.fork_rng(cuda),
         EventStorage(),  # not the training's: these are not its proposals
         torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None),

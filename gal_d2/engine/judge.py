@@ -27,7 +27,7 @@ from gal_d2.data.datasets import load_metadata
 from gal_d2.data.fields import InstanceSource
 from gal_d2.data.probe import probe_samples
 from gal_d2.errors import UserError
-from gal_d2.modeling.frozen import frozen_statistics
+from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
     Decision,
@@ -267,7 +267,7 @@ class InstanceJudge(Judge):
         """The feature maps and targets of this step's probe images."""
         if not self._probe:  # the other processes may have some: learning is a collective call
             return RealBatch(features, [target[:0] for target in targets])
-        with frozen_statistics(self.model):
+        with frozen_model(self.model):
             images = self.model.preprocess_image(self._probe)
             features = self.model.backbone(images.tensor)
         probe_targets = [sample["instances"].to(images.tensor.device) for sample in self._probe]

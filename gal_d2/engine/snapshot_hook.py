@@ -29,7 +29,8 @@ class SnapshotHook(HookBase):
     Args:
         snapshots: where they go.
         sources: by name; an array ``a`` of source ``s`` is ``"s.a"`` in the snapshot.
-        checkpoint_period: steps between two checkpoints; what the last one needs is kept.
+        checkpoint_period: steps between two checkpoints; what resuming at the last one needs is
+            kept.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SnapshotHook(HookBase):
             # The checkpoint of this very step, if there is one, is not there yet.
             last_checkpoint = (done - 1) // self.checkpoint_period * self.checkpoint_period
             if comm.get_local_rank() == 0:
-                self.snapshots.prune(last_checkpoint)
+                self.snapshots.prune(last_checkpoint, done)
             self._take(done // self.snapshots.period)
 
     def _take(self, number: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_model(model: nn.Module) -> Iterator[None]:
     """Within the block, norms use and keep their running statistics, and dropout is off.
 
     The model itself stays in training mode: it samples proposals and takes targets. An extra pass

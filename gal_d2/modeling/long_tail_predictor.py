@@ -156,7 +156,16 @@ class LongTailOutputLayers(FastRCNNOutputLayers):
 
 
 def class_sampling_weights(dataset_name: str, power: float) -> torch.Tensor:
-    """(K,) float weights ``image_count ** power`` of a registered data set's classes."""
-    counts = MetadataCatalog.get(dataset_name).class_image_count
+    """(K,) float weights ``image_count ** power`` of a registered data set's classes.
+
+    Raises:
+        UserError: the image counts are not known.
+    """
+    counts = getattr(MetadataCatalog.get(dataset_name), "class_image_count", None)
+    if counts is None:
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.USE_FED_LOSS is on, but the data set '{dataset_name}' "
+            "(DATASETS.TRAIN) has no image counts: give it in LVIS format, or turn the loss off."
+        )
     by_id = sorted(counts, key=lambda category: category["id"])
     return torch.tensor([c["image_count"] for c in by_id], dtype=torch.float32) ** power

@@ -77,13 +77,13 @@ def test_resuming_takes_back_what_will_be_made_again(tmp_path: Path):
     assert snapshots.resume(0) == [0] and snapshots.numbers() == []  # a new run
 
 
-def test_pruning_keeps_what_the_last_checkpoint_needs(tmp_path: Path):
+def test_pruning_keeps_what_is_needed_now_and_to_resume(tmp_path: Path):
     snapshots = Snapshots(tmp_path, period=5, lag=2)
-    for number in range(6):
+    for number in range(10):
         snapshots.write(number, {})
-    snapshots.prune(20)
-    assert snapshots.numbers() == [2, 3, 4, 5]
-    assert snapshots.resume(20) == []
+    snapshots.prune(17, 45)  # the steps after 17 see 1, those from 20 on 2, from 25 on 3
+    assert snapshots.numbers() == [1, 2, 3, 7, 8, 9]
+    assert snapshots.resume(17) == [] and snapshots.numbers() == [1, 2, 3]
 
 
 def make_config(**options):

@@ -10,6 +10,7 @@ import torch
 from detectron2.utils import comm
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
+from gal_d2.data.snapshots import Snapshots
 from gal_d2.engine.launch import launch
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
@@ -57,11 +58,16 @@ def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
         + [*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3", "SEED", "1"]
         + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
+        + ["GAL.POOL.SAMPLER", "ledger", "GAL.SNAPSHOTS.PERIOD", "1"]
+        + ["GAL.ACCEPT.WARM_UP.MIN_AGE", "0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"]
     )
     launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
     assert_same_tensors(first["judge"], second["judge"])
+    # the sampler's view is that of the main process, of which both hold the state
+    assert first["judge"]["evidence"]["pool_ids"].numel() > 0
+    assert Snapshots(tmp_path / "output/snapshots", period=1).numbers()[-1] == 3
     # each process reads its own half of the stream
     assert [p for p, _ in first["positions"]] == [0, 2]
     assert [p for p, _ in second["positions"]] == [1, 3]

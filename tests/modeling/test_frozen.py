@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gal_d2.modeling.frozen import frozen_statistics
+from gal_d2.modeling.frozen import frozen_model
 
 
 class Detector(nn.Module):
@@ -22,7 +22,7 @@ def test_norms_and_dropout_are_frozen_but_the_model_is_training():
     model.head[1].eval()  # frozen before: it stays so
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(2, 3, 4, 4)
-    with frozen_statistics(model):
+    with frozen_model(model):
         assert model.training and model.head.training
         both = model.head(model.backbone(x))
         alone = model.head(model.backbone(x[:1]))
@@ -34,6 +34,6 @@ def test_norms_and_dropout_are_frozen_but_the_model_is_training():
 
 def test_modes_return_after_an_error():
     model = Detector().train()
-    with pytest.raises(RuntimeError), frozen_statistics(model):
+    with pytest.raises(RuntimeError), frozen_model(model):
         raise RuntimeError
     assert all(module.training for module in model.modules())

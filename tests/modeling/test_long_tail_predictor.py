@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
@@ -127,3 +129,14 @@ def test_class_counts_are_looked_up_when_a_loss_needs_them():
     for _ in range(2):
         assert 1 not in predictor.sample_classes(torch.tensor([0])).tolist()
     assert len(calls) == 1
+
+
+def test_a_model_that_only_predicts_needs_no_training_set():
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.DATASETS.TRAIN = ("not_registered_anywhere",)
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = True
+    predictor = LongTailOutputLayers(cfg, ShapeSpec(channels=4))
+    assert predictor.use_fed_loss
+    with pytest.raises(UserError, match="'not_registered_anywhere'.*has no image counts"):
+        predictor.sample_classes(torch.tensor([0]))
