@@ -38,6 +38,7 @@ from gal_d2.generation.build import (
     build_prompts,
     build_store,
     category_names,
+    check_options,
     draws_alpha,
     generation_recipe,
     load_generation_categories,
@@ -145,6 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.per_category is not None:
         cfg.GAL.GENERATOR.PER_CATEGORY = arguments.per_category
     cfg.freeze()
+    check_options(cfg)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if arguments.ray is not None and world_size > 1:
         raise UserError("--ray starts its own processes: leave out torchrun, or --ray")

@@ -118,22 +118,45 @@ def build_generator(cfg: CfgNode, categories: Sequence[Category]) -> InstanceGen
     Raises:
         UserError: there is none of that name, or it lacks what it needs.
     """
-    name = cfg.GAL.GENERATOR.NAME
-    if name not in GENERATOR_REGISTRY:
+    check_options(cfg)
+    return GENERATOR_REGISTRY.get(cfg.GAL.GENERATOR.NAME)(cfg, categories)
+
+
+def check_options(cfg: CfgNode) -> None:
+    """Check what can be checked at once, before models are loaded for minutes.
+
+    Raises:
+        UserError: an option of ``GAL.GENERATOR`` is out of range, or a name is unknown.
+    """
+    options = cfg.GAL.GENERATOR
+    if options.NAME not in GENERATOR_REGISTRY:
         known = ", ".join(sorted(registered for registered, _ in GENERATOR_REGISTRY))
-        raise UserError(f"GAL.GENERATOR.NAME is '{name}'; registered are: {known}.")
-    return GENERATOR_REGISTRY.get(name)(cfg, categories)
+        raise UserError(f"GAL.GENERATOR.NAME is '{options.NAME}'; registered are: {known}.")
+    if options.SIZE < 8 or options.SIZE % 8:
+        raise UserError(f"GAL.GENERATOR.SIZE is {options.SIZE}: give a multiple of 8 pixels.")
+    for key in ("BATCH_SIZE", "STEPS", "PER_CATEGORY", "UNIT_SIZE"):
+        if options[key] < 1:
+            raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
+    if not 1 <= options.SEGMENTER.THRESHOLD <= 255:
+        raise UserError(
+            f"GAL.GENERATOR.SEGMENTER.THRESHOLD is {options.SEGMENTER.THRESHOLD}: give 1 to 255."
+        )
+    _check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.SEGMENTER.NAMES, SEGMENTERS)
+    _check_names("GAL.GENERATOR.FILTER.NAMES", options.FILTER.NAMES, FILTERS)
+    generation_dtype(cfg, generation_device(cfg))
+    try:
+        options.FILTER.VLM.QUESTION.format(name="", definition="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"GAL.GENERATOR.FILTER.VLM.QUESTION is '{options.FILTER.VLM.QUESTION}': its fields may "
+            "be {name} and {definition}."
+        ) from error
 
 
 @GENERATOR_REGISTRY.register()
 def stable_diffusion(cfg: CfgNode, categories: Sequence[Category]) -> StableDiffusionGenerator:
     """A text-to-image model of diffusers: ``GAL.GENERATOR.MODEL``."""
     options = cfg.GAL.GENERATOR
-    if options.SIZE < 8 or options.SIZE % 8:
-        raise UserError(f"GAL.GENERATOR.SIZE is {options.SIZE}: give a multiple of 8 pixels.")
-    for key in ("BATCH_SIZE", "STEPS"):
-        if options[key] < 1:
-            raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
     device = generation_device(cfg)
     pipeline = load_text_to_image(
         options.MODEL,
@@ -182,7 +205,6 @@ def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
             SamBackgroundSegmenter.load(options.SAM.MODEL, margin=options.SAM.MARGIN, **shared)
         ],
     }
-    _check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.NAMES, SEGMENTERS)
     return [segmenter for name in options.NAMES for segmenter in builders[name]()]
 
 
@@ -200,7 +222,6 @@ def build_filters(
         UserError: one is unknown, or its model cannot be loaded.
     """
     options = cfg.GAL.GENERATOR.FILTER
-    _check_names("GAL.GENERATOR.FILTER.NAMES", options.NAMES, FILTERS)
     if clip is None and {"clip_text", "clip_image"} & set(options.NAMES):
         clip = build_clip(cfg)
     builders = {
@@ -255,16 +276,9 @@ def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
     """The filter that asks a vision-language model.
 
     Raises:
-        UserError: the model cannot be loaded, or the question has an unknown field.
+        UserError: the model cannot be loaded.
     """
     options = cfg.GAL.GENERATOR.FILTER.VLM
-    try:
-        options.QUESTION.format(name="", definition="")
-    except (KeyError, IndexError, ValueError) as error:
-        raise UserError(
-            f"GAL.GENERATOR.FILTER.VLM.QUESTION is '{options.QUESTION}': its fields may be "
-            "{name} and {definition}."
-        ) from error
     device = generation_device(cfg)
     return VisionLanguageFilter.load(
         options.MODEL,
@@ -336,6 +350,7 @@ def build_pipeline(
     Raises:
         UserError: an option is wrong, a model is missing, or the pool cannot be written to.
     """
+    check_options(cfg)
     if categories is None:
         categories = load_generation_categories(cfg)
     generator = build_generator(cfg, categories)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from gal_d2.data.pool import InstancePool, PoolWriter
 from gal_d2.data.pool_check import check_shard
 from gal_d2.data.pool_shard import ShardReader, shard_names
 from gal_d2.engine.launch import run_tool
-from gal_d2.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
 import tiny_models
@@ -286,12 +286,11 @@ def test_mistakes_are_one_sentence(
     if extra[0] == "--output":
         parsed.output = None
         parsed.opts += ["GAL.POOL.ROOT", ""]
-    with pytest.raises(UserError, match=message):
-        tool.run(parsed)
     with pytest.raises(SystemExit) as exit_status:
         run_tool(tool.run, parsed)
     assert exit_status.value.code == 1
-    assert len(capsys.readouterr().err.strip().splitlines()) >= 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(message, line)
     assert not content(tmp_path / "pool")
 
 
