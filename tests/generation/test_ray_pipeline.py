@@ -68,6 +68,7 @@ def wrong_option() -> None:
     raise UserError("GAL.GENERATOR.MODEL is wrong: correct it")
 
 
+@pytest.mark.slow
 def test_a_killed_actor_s_work_is_done_again(cluster: None, tmp_path: Path) -> None:
     """Two generators; the one that draws image 5 of category 5 is killed while it does."""
     make = functools.partial(made_by_hand.DyingGenerator, tmp_path / "died", 5, 5)
