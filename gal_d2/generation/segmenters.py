@@ -212,7 +212,8 @@ class SamBackgroundSegmenter:
             inputs = self._processor(batch, input_points=points, return_tensors="pt")
             outputs = self._model(
                 pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype),
-                input_points=inputs["input_points"].to(self._model.device, self._model.dtype),
+                # In single precision: half of it cannot tell pixels of a large image apart.
+                input_points=inputs["input_points"].to(self._model.device, torch.float32),
             )
             masks = self._processor.image_processor.post_process_masks(
                 outputs.pred_masks.float().cpu(),

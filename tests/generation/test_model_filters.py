@@ -203,6 +203,21 @@ def test_answer_does_not_depend_on_the_batch(vlm, request_for) -> None:
     assert len(set(np.round(together, 6))) == 3
 
 
+def test_models_run_in_half_precision(models, vlm, clip: ClipScorer, request_for) -> None:
+    half = {"device": torch.device("cpu"), "dtype": torch.bfloat16}
+    group = [candidate(request_for(1, k), k) for k in range(2)]
+    halved = VisionLanguageFilter.load(models("vision_language"), question=QUESTION, **half)
+    for verdict, exact in zip(halved.check(group), vlm.check(group), strict=True):
+        assert verdict.score == pytest.approx(exact.score, abs=0.02)
+    pictures = [on_white(one.rgba) for one in group]
+    texts = ["a bun", "a boot"]
+    np.testing.assert_allclose(
+        ClipScorer.load(models("clip"), **half).text_similarity(pictures, texts),
+        clip.text_similarity(pictures, texts),
+        atol=0.03,
+    )
+
+
 def test_minimum_decides(vlm, request_for, monkeypatch) -> None:
     one = candidate(request_for(1, 0), 0)
     score = vlm.check([one])[0].score

@@ -110,6 +110,14 @@ def test_sam_gives_a_mask_of_each_image_s_size(models, request_for) -> None:
     assert {*np.unique(np.concatenate([alpha.ravel() for alpha in alphas]))} <= {0, 255}
 
 
+def test_models_run_in_half_precision(models, request_for) -> None:
+    """As on a GPU; there it is float16, which CPUs lack."""
+    half = {"device": torch.device("cpu"), "dtype": torch.bfloat16}
+    for kind, name in ((SamBackgroundSegmenter, "sam"), (ClipSegSegmenter, "clipseg")):
+        (alpha,) = kind.load(models(name), **half).segment(IMAGES[:1], [request_for(1, 0)])
+        assert alpha.shape == (40, 48) and alpha.dtype == np.uint8
+
+
 def test_sam_s_best_background_is_turned_into_the_object(models, request_for) -> None:
     """A model that finds the left half with its second proposal: the right half is the object."""
     points = []
