@@ -17,13 +17,14 @@ MINIATURE := datasets/miniature/.complete
 
 setup: $(VENV)/.complete
 
-$(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py
+$(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py tools/fetch_u2netp.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "GAL-D2 needs Python >= 3.10: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/python -m pip install --quiet --quiet --editable '.[dev]'
+	$(BIN)/python tools/fetch_u2netp.py
 	touch $@
 
 miniature: $(MINIATURE)

@@ -6,6 +6,17 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+# Instance generation: text-to-image, segmentation and filters.
+GENERATE = [
+    "diffusers>=0.30",
+    "transformers>=4.44",
+    "accelerate>=0.33",
+    "safetensors>=0.4",
+    "rembg[cpu]>=2.0.57",
+]
+# Generation on a cluster.
+SCALE = ["ray[default]>=2.30"]
+
 setup(
     name="gal-d2",
     version="0.1.0",
@@ -25,6 +36,7 @@ setup(
         "Pillow>=9.5",
         "pyarrow>=14",
         "pycocotools>=2.0.7",
+        "PyYAML>=5.1",
         "lvis>=0.5.3",
         "hotcoco>=1.3",
         "timm>=1.0",
@@ -35,16 +47,8 @@ setup(
         "tensorboard>=2.14",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8"],
-        # Instance generation: text-to-image, segmentation and filters.
-        "generate": [
-            "diffusers>=0.30",
-            "transformers>=4.44",
-            "accelerate>=0.33",
-            "safetensors>=0.4",
-            "rembg[cpu]>=2.0.57",
-        ],
-        # Generation on a cluster.
-        "scale": ["ray[default]>=2.30"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", *GENERATE, *SCALE],
+        "generate": GENERATE,
+        "scale": SCALE,
     },
 )

@@ -18,6 +18,7 @@ def add_gal_config(cfg: CfgNode) -> None:
     cfg.GAL = CfgNode()
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
+    _add_generator_keys(cfg.GAL)
     _add_scorer_keys(cfg.GAL)
     _add_accept_keys(cfg.GAL)
 
@@ -123,6 +124,128 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.COPY_PASTE.MAX_BOX_SHIFT = 10
     # Share of the pastes that are cut out of other training images instead of the pool.
     gal.COPY_PASTE.REAL_FRACTION = 0.0
+
+
+def _add_generator_keys(gal: CfgNode) -> None:
+    gal.GENERATOR = CfgNode()
+    # Where new instances come from: a name in GENERATOR_REGISTRY ("stable_diffusion": a
+    # text-to-image model; "cutouts": candidates that are there). Empty: from nowhere.
+    gal.GENERATOR.NAME = ""
+    # Run seed: image i of a category has a seed mixed of (SEED, category, i).
+    gal.GENERATOR.SEED = 0
+    # Images to draw of each category by tools/generate_instances.py; the filters keep some of them.
+    gal.GENERATOR.PER_CATEGORY = 1000
+    # Images of a category that are filtered together; the unit of work that a process takes.
+    gal.GENERATOR.UNIT_SIZE = 32
+    # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1": of all models of generation.
+    gal.GENERATOR.DEVICE = "auto"
+    # Of all models of generation: "auto" (float16 on a GPU, else float32), "float16", "bfloat16" or
+    # "float32".
+    gal.GENERATOR.DTYPE = "auto"
+    # Cut-outs reach the pool at least this often, seconds; a killed process loses so much.
+    gal.GENERATOR.FLUSH_SECONDS = 300
+    # "cutouts": a pool, or a folder with a folder of images for each category.
+    gal.GENERATOR.CANDIDATES = ""
+
+    # "stable_diffusion": name on the hub or local folder of a diffusers pipeline with safetensors.
+    gal.GENERATOR.MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    # Weight variant ("fp16") and revision to load; empty: the default ones.
+    gal.GENERATOR.VARIANT = ""
+    gal.GENERATOR.REVISION = ""
+    # Images in a forward pass of the model.
+    gal.GENERATOR.BATCH_SIZE = 8
+    # Height and width of an image, pixels: a multiple of 8.
+    gal.GENERATOR.SIZE = 512
+    # Denoising steps: 50 as published; 1-4 for Turbo, LCM and other distilled models.
+    gal.GENERATOR.STEPS = 50
+    # Classifier-free guidance scale; 0 for Turbo models.
+    gal.GENERATOR.GUIDANCE = 7.5
+    gal.GENERATOR.NEGATIVE_PROMPT = ""
+    # Class name of a diffusers scheduler ("DPMSolverMultistepScheduler"); empty: the model's own.
+    gal.GENERATOR.SCHEDULER = ""
+    # Drop images that the model's safety checker objects to; a model without one is named in the
+    # log.
+    gal.GENERATOR.SAFETY_CHECKER = True
+    # For speed on a GPU: memory format, and torch.compile of the denoiser.
+    gal.GENERATOR.CHANNELS_LAST = True
+    gal.GENERATOR.COMPILE = False
+    # For small GPUs: compute attention, or decode images, in slices.
+    gal.GENERATOR.ATTENTION_SLICING = False
+    gal.GENERATOR.VAE_SLICING = False
+
+    gal.GENERATOR.PROMPT = CfgNode()
+    # Templates that take turns; fields are {name}, {hint} (LVIS's words in parentheses) and
+    # {definition}.
+    gal.GENERATOR.PROMPT.TEMPLATES = ["a photo of a single {name}"]
+    # YAML or JSON file, category -> list of templates, for categories that want their own.
+    gal.GENERATOR.PROMPT.FILE = ""
+
+    gal.GENERATOR.RAY = CfgNode()
+    # Actors that generate (0: one for each GPU of the cluster, two without GPUs), and that segment
+    # and filter (0: as many).
+    gal.GENERATOR.RAY.GENERATORS = 0
+    gal.GENERATOR.RAY.CUTTERS = 0
+    # Share of a GPU that segmenting and filtering gets; generating gets the rest.
+    gal.GENERATOR.RAY.GPUS_PER_CUTTER = 0.25
+
+    _add_segmenter_keys(gal.GENERATOR)
+    _add_filter_keys(gal.GENERATOR)
+
+
+def _add_segmenter_keys(generator: CfgNode) -> None:
+    generator.SEGMENTER = CfgNode()
+    # Any of "rembg", "clipseg", "sam"; of several, the mask with the best CLIP score is taken.
+    generator.SEGMENTER.NAMES = ["rembg"]
+    # Alpha (1-255) from which on a pixel of a soft mask belongs to the object.
+    generator.SEGMENTER.THRESHOLD = 128
+    generator.SEGMENTER.REMBG = CfgNode()
+    # rembg's models; each is a segmenter of its own.
+    generator.SEGMENTER.REMBG.MODELS = ["isnet-general-use"]
+    # An ONNX file in place of the one that rembg downloads: a U2-Net (MODELS: ["u2net_custom"]) or
+    # IS-Net (["dis_custom"]).
+    generator.SEGMENTER.REMBG.FILE = ""
+    generator.SEGMENTER.CLIPSEG = CfgNode()
+    # Hub name or local folder.
+    generator.SEGMENTER.CLIPSEG.MODEL = "CIDAS/clipseg-rd64-refined"
+    generator.SEGMENTER.SAM = CfgNode()
+    generator.SEGMENTER.SAM.MODEL = "facebook/sam-vit-base"
+    # Distance of the background points from the image's corners, as a share of its side.
+    generator.SEGMENTER.SAM.MARGIN = 0.02
+
+
+def _add_filter_keys(generator: CfgNode) -> None:
+    generator.FILTER = CfgNode()
+    # In this order: "area", "truncation", "clip_text", "clip_image", "vlm".
+    generator.FILTER.NAMES = ["area", "truncation", "clip_text"]
+    # Share of the image that the object covers.
+    generator.FILTER.AREA = CfgNode()
+    generator.FILTER.AREA.MIN = 0.05
+    generator.FILTER.AREA.MAX = 0.95
+    # Largest share of the object's outline that may lie on the image's border.
+    generator.FILTER.TRUNCATION = CfgNode()
+    generator.FILTER.TRUNCATION.MAX = 0.05
+    # CLIP, for both filters below and the choice between masks: hub name or local folder.
+    generator.FILTER.CLIP = CfgNode()
+    generator.FILTER.CLIP.MODEL = "openai/clip-vit-large-patch14"
+    # Lowest cosine of the cut-out with "a photo of a single {name}"; where the best of a unit is
+    # lower than that, those within TOLERANCE of it pass all the same.
+    generator.FILTER.CLIP_TEXT = CfgNode()
+    generator.FILTER.CLIP_TEXT.MIN = 0.21
+    generator.FILTER.CLIP_TEXT.TOLERANCE = 0.01
+    # Lowest mean cosine with real objects of the category, of which at most MAX_REAL are looked at.
+    generator.FILTER.CLIP_IMAGE = CfgNode()
+    generator.FILTER.CLIP_IMAGE.MIN = 0.6
+    generator.FILTER.CLIP_IMAGE.MAX_REAL = 10
+    # Lowest probability of "yes" against "no" that a vision-language model (hub name or local
+    # folder) gives to the question.
+    generator.FILTER.VLM = CfgNode()
+    generator.FILTER.VLM.MODEL = "HuggingFaceTB/SmolVLM-500M-Instruct"
+    generator.FILTER.VLM.MIN = 0.5
+    generator.FILTER.VLM.QUESTION = (
+        "Is this one whole {name}{definition}, and nothing else? Answer yes or no."
+    )
+    # Images in a forward pass of it.
+    generator.FILTER.VLM.BATCH_SIZE = 8
 
 
 def _add_scorer_keys(gal: CfgNode) -> None:

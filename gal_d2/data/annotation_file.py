@@ -34,12 +34,17 @@ class DatasetNotFoundError(UserError):
 
 @dataclass(frozen=True)
 class Category:
-    """A category: its JSON id, its name, and in how many training images it is annotated."""
+    """A category: its JSON id, its name, and in how many training images it is annotated.
+
+    ``definition`` and ``synonyms`` are LVIS's "def" and "synonyms"; empty where the file has none.
+    """
 
     id: int
     name: str
     frequency: str
     image_count: int
+    definition: str = ""
+    synonyms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,19 @@ def _categories(
                 f"category {raw['id']}: frequency is {frequency!r}; use 'r', 'c' or 'f', or leave "
                 "the field out to have it derived.",
             )
-        categories.append(Category(raw["id"], raw["name"], frequency, image_count))
+        definition, synonyms = raw.get("def"), raw.get("synonyms")
+        categories.append(
+            Category(
+                raw["id"],
+                raw["name"],
+                frequency,
+                image_count,
+                definition if isinstance(definition, str) else "",
+                tuple(s for s in synonyms if isinstance(s, str))
+                if isinstance(synonyms, list)
+                else (),
+            )
+        )
     return tuple(categories)
 
 

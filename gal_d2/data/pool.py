@@ -515,8 +515,8 @@ class InstancePool:
         else:
             problem = "is a file, not a folder" if self.root.exists() else "does not exist"
         return (
-            f"the instance pool {self.root} {problem}; fill it with tools/import_cutouts.py, or "
-            "correct GAL.POOL.ROOT"
+            f"the instance pool {self.root} {problem}; fill it with tools/import_cutouts.py "
+            "or tools/generate_instances.py, or correct GAL.POOL.ROOT"
         )
 
 

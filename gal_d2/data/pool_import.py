@@ -25,7 +25,7 @@ from gal_d2.errors import UserError
 
 # JPEG and BMP are taken up to be refused by name: a folder of them is a likely mistake.
 IMAGE_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp"})
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _PRECROPPED = "*"
 
 
@@ -224,7 +224,7 @@ def _prepare(file: ImageFile, source: CutOutSource, stored: Collection[str]) -> 
         return None
     # Pillow and not OpenCV, which takes a truncated image for a whole one.
     with Image.open(io.BytesIO(content)) as image:
-        if image.mode not in _ALPHA_MODES and "transparency" not in image.info:
+        if image.mode not in ALPHA_MODES and "transparency" not in image.info:
             raise ValueError(f"no alpha channel (its mode is {image.mode})")
         rgba = np.asarray(image.convert("RGBA"))
     if file.crop:

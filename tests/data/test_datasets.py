@@ -538,6 +538,13 @@ class TestQuickCategories:
     def test_at_the_end(self, write, lvis_like, no_whole_file):
         assert read_categories(write(lvis_like)) == self.EXPECTED
 
+    def test_definition_and_synonyms_are_optional(self, write, lvis_like, no_whole_file):
+        lvis_like["categories"][1] |= {"def": "the number after one", "synonyms": ["two", "pair"]}
+        lvis_like["categories"][0] |= {"def": None, "synonyms": None}
+        two, seven = read_categories(write(lvis_like))
+        assert (two.definition, two.synonyms) == ("the number after one", ("two", "pair"))
+        assert (seven.definition, seven.synonyms) == ("", ())
+
     def test_at_the_beginning(self, write, lvis_like, no_whole_file):
         reordered = {"categories": lvis_like["categories"], **lvis_like}
         assert read_categories(write(reordered)) == self.EXPECTED

@@ -57,6 +57,15 @@ def test_cut_out(image) -> None:
     assert np.array_equal(second.rgba[..., 3], bitmap[5:15, 30:45] * 255)
 
 
+def test_objects_of_a_class_in_order(image) -> None:
+    file_name, _ = image
+    annotations = [annotate(k, 0, 0, 12 + k, 12) for k in (5, 2, 5)]
+    instances = RealInstances([record(file_name, *annotations)])
+    assert instances.indices_of(5).tolist() == [0, 2]
+    assert instances.indices_of(3).tolist() == []
+    assert instances.cut_out(2).class_index == 5
+
+
 def test_what_is_left_out(image) -> None:
     file_name, _ = image
     without = annotate(3, 0, 0, 20, 20)

@@ -1,0 +1,374 @@
+"""Generate, segment, filter, store: from requests to cut-outs in a pool."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from gal_d2.data.cut_out import CutOutSource, encode_rgba
+from gal_d2.data.masks import FOREGROUND_ALPHA
+from gal_d2.data.pool import InstancePool, PoolWriter
+from gal_d2.generation.cutting import clean_mask, cut_out, on_white
+from gal_d2.generation.filters import Candidate, InstanceFilter
+from gal_d2.generation.generator import (
+    GeneratedImage,
+    GenerationRequest,
+    InstanceGenerator,
+    prompt_origin,
+)
+from gal_d2.generation.journal import DropStatistics, Journal, Outcome
+from gal_d2.generation.prompts import PHOTO_TEMPLATE
+
+logger = logging.getLogger(__name__)
+
+NO_OBJECT = "no_object"  # the segmenters found nothing
+
+
+class Segmenter(Protocol):
+    """Finds the object in an image.
+
+    Attributes:
+        name: short; the score of its mask is stored under it where several compete.
+    """
+
+    name: str
+
+    def segment(
+        self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]
+    ) -> list[np.ndarray]:
+        """A soft mask (H, W) uint8, 255 is object, for each image (H, W, 3) uint8 RGB."""
+        ...
+
+
+class TextSimilarity(Protocol):
+    """How well pictures fit texts, as CLIP sees it."""
+
+    def text_similarity(self, images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        """(n,) float32 cosines of images (H, W, 3) uint8 RGB and their texts, pair by pair."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedImage:
+    """An image after segmentation and filters, ready to be stored.
+
+    Attributes:
+        request, source: see :class:`gal_d2.generation.generator.GeneratedImage`.
+        encoded: the cut-out as the pool stores it; None where the image was dropped.
+        height, width: of the cut-out, pixels.
+        reason: why it was dropped, or "".
+        scores: what segmenters and filters said, by name.
+    """
+
+    request: GenerationRequest
+    source: CutOutSource
+    encoded: bytes | None = field(default=None, repr=False)
+    height: int = 0
+    width: int = 0
+    reason: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+class InstanceCutter:
+    """Cuts generated images out and passes them through the filters.
+
+    Args:
+        segmenters: run where the generator draws no alpha; of several, the mask whose cut-out fits
+            the category's name best is taken, as published.
+        filters: in this order; what one has dropped, the next ones do not see.
+        similarity: compares cut-outs with names; needed for more than one segmenter.
+        threshold: alpha (1 .. 255) from which on a soft mask counts as object.
+    """
+
+    def __init__(
+        self,
+        segmenters: Sequence[Segmenter],
+        filters: Sequence[InstanceFilter],
+        *,
+        similarity: TextSimilarity | None = None,
+        threshold: int = FOREGROUND_ALPHA,
+    ) -> None:
+        if len(segmenters) > 1 and similarity is None:
+            raise ValueError("to choose between several segmenters, a text similarity is needed")
+        self.segmenters = list(segmenters)
+        self.filters = list(filters)
+        self.threshold = threshold
+        self._similarity = similarity
+
+    def check(self, images: Sequence[GeneratedImage]) -> list[CheckedImage]:
+        """What is left of each image, in order.
+
+        Images of one category in a call are a group for the filters.
+        """
+        results: list[CheckedImage | None] = [
+            CheckedImage(image.request, image.source, reason=image.reason) if image.reason else None
+            for image in images
+        ]
+        candidates = self._cut([image for image in images if not image.reason])
+        drawn = [k for k, image in enumerate(images) if not image.reason]
+        alive: dict[int, Candidate] = {}
+        for k, candidate in zip(drawn, candidates, strict=True):
+            if candidate is None:
+                image = images[k]
+                results[k] = CheckedImage(image.request, image.source, reason=NO_OBJECT)
+            else:
+                alive[k] = candidate
+        by_category = sorted(alive, key=lambda k: images[k].request.category_id)
+        for _, members in groupby(by_category, lambda k: images[k].request.category_id):
+            group = list(members)
+            dropped = self._filter([alive[k] for k in group])
+            for k, reason in zip(group, dropped, strict=True):
+                results[k] = _finish(alive[k], reason)
+        return results
+
+    def _cut(self, images: Sequence[GeneratedImage]) -> list[Candidate | None]:
+        opaque = [image for image in images if image.alpha is None]
+        if opaque and not self.segmenters:
+            raise ValueError("the generator draws no alpha channel, and there is no segmenter")
+        found = iter(self._segment(opaque)) if opaque else iter(())
+        return [next(found) if image.alpha is None else _as_drawn(image) for image in images]
+
+    def _segment(self, images: Sequence[GeneratedImage]) -> list[Candidate | None]:
+        pictures = [image.rgb for image in images]
+        requests = [image.request for image in images]
+        rivals: list[list[tuple[str, Candidate]]] = [[] for _ in images]
+        for segmenter in self.segmenters:
+            alphas = segmenter.segment(pictures, requests)
+            for image, alpha, own in zip(images, alphas, rivals, strict=True):
+                mask = clean_mask(alpha, threshold=self.threshold)
+                if mask.any():
+                    candidate = Candidate(image, mask, cut_out(image.rgb, mask))
+                    own.append((segmenter.name, candidate))
+        if len(self.segmenters) == 1:
+            return [own[0][1] if own else None for own in rivals]
+        return self._best(rivals)
+
+    def _best(self, rivals: list[list[tuple[str, Candidate]]]) -> list[Candidate | None]:
+        flat = [candidate for own in rivals for _, candidate in own]
+        scores = iter(
+            self._similarity.text_similarity(
+                [on_white(candidate.rgba) for candidate in flat],
+                [PHOTO_TEMPLATE.format(name=c.image.request.name) for c in flat],
+            )
+            if flat
+            else ()
+        )
+        best: list[Candidate | None] = []
+        for own in rivals:
+            rated = {f"mask_{name}": float(next(scores)) for name, _ in own}
+            if not own:
+                best.append(None)
+                continue
+            winner = int(np.argmax(list(rated.values())))
+            own[winner][1].scores.update(rated)
+            best.append(own[winner][1])
+        return best
+
+    def _filter(self, group: list[Candidate]) -> list[str]:
+        """The reason of each one's drop; "" for those that passed all filters."""
+        reasons = [""] * len(group)
+        for check in self.filters:
+            alive = [k for k, reason in enumerate(reasons) if not reason]
+            if not alive:
+                break
+            for k, verdict in zip(alive, check.check([group[k] for k in alive]), strict=True):
+                group[k].scores[check.name] = verdict.score
+                if not verdict.passed:
+                    reasons[k] = check.name
+        return reasons
+
+
+def _as_drawn(image: GeneratedImage) -> Candidate | None:
+    """The cut-out of an image that came with its alpha channel."""
+    rgba = np.dstack((image.rgb, image.alpha))
+    mask = image.alpha >= FOREGROUND_ALPHA
+    if not mask.any():
+        return None
+    if not image.finished:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return Candidate(image, mask, np.ascontiguousarray(rgba))
+
+
+def _finish(candidate: Candidate, reason: str) -> CheckedImage:
+    request, source = candidate.image.request, candidate.image.source
+    scores = {name: score for name, score in candidate.scores.items() if math.isfinite(score)}
+    if reason:
+        return CheckedImage(request, source, reason=reason, scores=scores)
+    if not source.origin:
+        source = replace(source, origin=prompt_origin(request))
+    encoded = encode_rgba(candidate.rgba)
+    return CheckedImage(
+        request, source, encoded, *candidate.rgba.shape[:2], reason="", scores=scores
+    )
+
+
+class PoolStore:
+    """Puts checked images into a pool and keeps the journal; nothing is stored twice.
+
+    The journal is written after the shards that it speaks of, so that a process that dies between
+    the two draws some images once more, which have the same ids and are not stored again.
+
+    Args:
+        root: the pool's folder; created if it does not exist.
+        recipe: see :class:`gal_d2.generation.journal.Journal`.
+        flush_seconds: what was drawn in so many seconds is lost by a killed process.
+
+    Attributes:
+        journal: what became of each request.
+
+    Raises:
+        UserError: the pool cannot be created, read or written to.
+    """
+
+    def __init__(self, root: str, recipe: str, *, flush_seconds: float = 300) -> None:
+        pool = InstancePool(root, allow_empty=True)
+        self.journal = Journal(root, recipe)
+        self._writer = PoolWriter(root, known=pool)
+        self._flush_seconds = flush_seconds
+        self._pending: list[Outcome] = []
+        self._last_flush = time.monotonic()
+
+    @property
+    def root(self) -> str:
+        """Absolute path of the pool's folder."""
+        return str(self._writer.root)
+
+    @property
+    def added(self) -> int:
+        """Number of cut-outs that this process has stored."""
+        return self._writer.added
+
+    def add(self, images: Sequence[CheckedImage]) -> list[Outcome]:
+        """Store what passed; say what became of each.
+
+        Raises:
+            UserError: the disk is full or gone; what was not flushed is lost.
+        """
+        outcomes = []
+        try:
+            for image in images:
+                pool_id = None
+                if image.encoded is not None:
+                    pool_id = self._writer.add_encoded(
+                        image.request.category_id,
+                        image.encoded,
+                        image.height,
+                        image.width,
+                        source=image.source,
+                        scores=image.scores,
+                    )
+                outcomes.append(Outcome(image.request, pool_id, image.reason, image.scores))
+        except BaseException:
+            self._pending = []
+            raise
+        self._pending += outcomes
+        if time.monotonic() - self._last_flush >= self._flush_seconds:
+            self.flush()
+        return outcomes
+
+    def flush(self) -> None:
+        """Make everything visible to the pool's readers, and remember it.
+
+        Raises:
+            UserError: the disk is full or gone.
+        """
+        pending, self._pending = self._pending, []
+        self._writer.flush()
+        self.journal.append(pending)
+        self._last_flush = time.monotonic()
+
+    def close(self) -> None:
+        """Flush; the store takes nothing more."""
+        self.flush()
+        self._writer.close()
+
+
+class InstancePipeline:
+    """Requests in, cut-outs in the pool; a context manager.
+
+    Args:
+        generator: draws.
+        cutter: segments and filters.
+        store: the pool and its journal.
+
+    Attributes:
+        statistics: what was drawn, kept and dropped since the start.
+        seconds: time spent by stage, "generate", "cut" and "store".
+
+    Example:
+        >>> with build_pipeline(cfg) as pipeline:
+        ...     outcomes = pipeline.run([prompts.request(12, index) for index in range(8)])
+    """
+
+    def __init__(
+        self, generator: InstanceGenerator, cutter: InstanceCutter, store: PoolStore
+    ) -> None:
+        self.generator = generator
+        self.cutter = cutter
+        self.store = store
+        self.statistics = DropStatistics()
+        self.seconds: Counter = Counter()
+
+    def run(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+        """Meet requests; what the journal has is recalled, and nothing is drawn for it.
+
+        Readers of the pool see the new cut-outs after :meth:`flush`.
+
+        Args:
+            requests: those of one category in a call are a group for the filters.
+
+        Returns:
+            What became of each request, in order.
+
+        Raises:
+            UserError: the pool cannot be written to.
+        """
+        outcomes = [self.store.journal.find(request) for request in requests]
+        missing = [k for k, outcome in enumerate(outcomes) if outcome is None]
+        if missing:
+            with self._timed("generate"):
+                images = self.generator.generate([requests[k] for k in missing])
+            with self._timed("cut"):
+                checked = self.cutter.check(images)
+            with self._timed("store"):
+                stored = self.store.add(checked)
+            for k, outcome in zip(missing, stored, strict=True):
+                outcomes[k] = outcome
+            self.statistics.add(stored)
+        return outcomes
+
+    def flush(self) -> None:
+        """See :meth:`PoolStore.flush`."""
+        with self._timed("store"):
+            self.store.flush()
+
+    def __enter__(self) -> InstancePipeline:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After an error too: what was drawn is sound, and has cost time.
+        self.store.close()
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

@@ -1,0 +1,182 @@
+"""The same pool from a Ray cluster, also when an actor dies."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import made_by_hand
+import pytest
+
+from gal_d2.data.annotation_file import Category
+from gal_d2.data.pool import InstancePool
+from gal_d2.errors import UserError
+from gal_d2.generation.filters import AreaFilter
+from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.prompts import PromptBook
+from gal_d2.generation.ray_pipeline import RayRunner
+from gal_d2.generation.work import WorkUnit, plan_work
+
+PROMPTS = PromptBook([Category(3, "bun", "r", 1), Category(5, "boot", "r", 1)])
+
+
+def plan(store: PoolStore) -> list[WorkUnit]:
+    return plan_work(PROMPTS, [3, 5], 10, 4, journal=store.journal)
+
+
+def make_cutter(*, draws_alpha: bool) -> InstanceCutter:
+    segmenters = [] if draws_alpha else [made_by_hand.DarkSegmenter()]
+    return InstanceCutter(segmenters, [AreaFilter(0.05, 0.95)])
+
+
+def content(folder: Path) -> dict[int, tuple]:
+    pool = InstancePool(folder)
+    cut_outs = [pool.get(i) for i in pool.all_ids()]
+    return {c.pool_id: (c.rgba.tobytes(), c.source, c.scores) for c in cut_outs}
+
+
+@pytest.fixture(scope="module")
+def cluster(repository: Path) -> Iterator[None]:
+    import ray
+
+    # Its processes find this checkout and made_by_hand.py.
+    paths = [str(repository), str(Path(__file__).parent)]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    # One CPU, which the actors share: Ray starts an idle process for each.
+    options = {"num_cpus": 1, "include_dashboard": False, "log_to_driver": False}
+    for attempt in range(3):
+        try:
+            ray.init(address="local", **options)
+            break
+        except Exception:  # on a busy machine, Ray's 30 s for its own start may be too short
+            ray.shutdown()
+            if attempt == 2:
+                raise
+    yield
+    ray.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+def wrong_option() -> None:
+    raise UserError("GAL.GENERATOR.MODEL is wrong: correct it")
+
+
+@pytest.mark.slow
+def test_a_killed_actor_s_work_is_done_again(cluster: None, tmp_path: Path) -> None:
+    """Two generators; the one that draws image 5 of category 5 is killed while it does."""
+    make = functools.partial(made_by_hand.DyingGenerator, tmp_path / "died", 5, 5)
+    store = PoolStore(str(tmp_path / "ray"), "r")
+    with RayRunner(make, make_cutter, generators=2, cutters=1) as runner:
+        outcomes = [o for done in runner.run(plan(store), store) for o in done]
+    assert (tmp_path / "died").exists()
+    requests = [(o.request.category_id, o.request.index) for o in outcomes]
+    assert sorted(requests) == [(c, i) for c in (3, 5) for i in range(10)]
+    store.close()
+
+    alone = PoolStore(str(tmp_path / "alone"), "r")
+    pipeline = InstancePipeline(made_by_hand.DiscGenerator(), make_cutter(draws_alpha=False), alone)
+    for unit in plan(alone):
+        pipeline.run(unit.requests)
+    alone.close()
+    assert content(tmp_path / "ray") == content(tmp_path / "alone")
+    assert InstancePool(tmp_path / "ray").counts() == {3: 8, 5: 8}
+    assert sum(len(s) for s in [InstancePool(tmp_path / "ray").all_ids()]) == store.added
+    assert plan(PoolStore(str(tmp_path / "ray"), "r")) == []
+
+    # In the same cluster, since it takes long to start: a user's mistake keeps its sentence.
+    with (
+        RayRunner(wrong_option, make_cutter, generators=1, cutters=1) as runner,
+        pytest.raises(UserError, match="MODEL is wrong: correct it"),
+    ):
+        list(runner.run(plan(PoolStore(str(tmp_path / "other"), "r")), store))
+
+
+class FakeRay:
+    """Actors of this process whose calls are done when they are waited for, the latest first."""
+
+    class exceptions:
+        class RayError(Exception): ...
+
+        class RayTaskError(RayError):
+            cause: Exception | None = None
+
+        class RayActorError(RayError): ...
+
+        class ObjectLostError(RayError): ...
+
+    def __init__(self) -> None:
+        self.results: dict[int, object] = {}
+
+    def call(self, function, *arguments, num_returns: int = 1):
+        key = len(self.results)
+        self.results[key] = lambda: function(*(self.value(a) for a in arguments))
+        return key if num_returns == 1 else ((key, 0), key)
+
+    def value(self, reference: object) -> object:
+        if isinstance(reference, tuple):
+            return self.results[reference[0]]()[0]
+        return reference
+
+    def wait(self, references: list) -> tuple[list, list]:
+        return [references[0]], references[1:]  # those of generators come first
+
+    def get(self, reference: int) -> object:
+        result = self.results[reference]()
+        return result[1] if isinstance(result, tuple) else result
+
+
+def fake_runner(generator, cutter) -> tuple[RayRunner, FakeRay]:
+    ray = FakeRay()
+    runner = RayRunner(lambda: None, lambda **k: None)
+    runner._ray = ray
+
+    def draw(num_returns: int):
+        def remote(requests):
+            return ray.call(lambda r: (generator(r), 0), requests, num_returns=num_returns)
+
+        return SimpleNamespace(remote=remote)
+
+    runner._generators = [SimpleNamespace(draw=SimpleNamespace(options=draw))]
+    check = SimpleNamespace(remote=lambda images: ray.call(cutter, images))
+    runner._cutters = [SimpleNamespace(check=check)]
+    return runner, ray
+
+
+def test_generators_do_not_run_ahead_of_the_cutters(tmp_path: Path) -> None:
+    """Generators are served first here, and still what waits for the cutter is bounded."""
+    on_their_way, most = set(), []
+    discs, cutter = made_by_hand.DiscGenerator(), make_cutter(draws_alpha=False)
+
+    def draw(requests):
+        on_their_way.add((requests[0].category_id, requests[0].index))
+        most.append(len(on_their_way))
+        return discs.generate(requests)
+
+    def check(images):
+        request = images[0].request
+        on_their_way.discard((request.category_id, request.index))
+        return cutter.check(images)
+
+    runner, _ = fake_runner(draw, check)
+    store = PoolStore(str(tmp_path), "r")
+    units = plan_work(PROMPTS, [3, 5], 40, 4)
+    outcomes = [o for done in runner.run(units, store) for o in done]
+    assert len(outcomes) == 80
+    # Two at the cutter and two more drawn; the generator draws nothing beyond.
+    assert max(most) == 4
+
+
+def test_actors_that_always_die_end_the_run(tmp_path: Path) -> None:
+    def die(requests):
+        raise FakeRay.exceptions.RayActorError("out of memory")
+
+    runner, _ = fake_runner(die, lambda images: [])
+    with pytest.raises(UserError, match=r"died 4 times.*category 3 \(out of memory\).*BATCH_SIZE"):
+        list(runner.run(plan_work(PROMPTS, [3], 4, 4), PoolStore(str(tmp_path), "r")))
