@@ -19,6 +19,7 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
     _add_generator_keys(cfg.GAL)
+    _add_interleaving_keys(cfg.GAL.GENERATOR)
     _add_scorer_keys(cfg.GAL)
     _add_accept_keys(cfg.GAL)
 
@@ -172,6 +173,36 @@ def _add_generator_keys(gal: CfgNode) -> None:
 
     _add_segmenter_keys(gal.GENERATOR)
     _add_filter_keys(gal.GENERATOR)
+
+
+def _add_interleaving_keys(generator: CfgNode) -> None:
+    # Draw new instances while training, and paste them.
+    generator.ENABLED = False
+    # "sync": training waits while BATCH images are drawn. "async": a process of its own draws, on
+    # DEVICE, and training takes in what is there.
+    generator.MODE = "sync"
+    # Every PERIOD steps, and before the first, images are drawn ("sync") or taken in ("async").
+    # They are pasted from the snapshot on that comes next (GAL.SNAPSHOTS).
+    generator.PERIOD = 100
+    # Images asked for at a time.
+    generator.BATCH = 16
+    # "async": batches that the process has on order.
+    generator.QUEUE = 2
+    # A generator that crashes is started anew at most so many times in a run.
+    generator.MAX_RESTARTS = 3
+
+    generator.SCHEDULE = CfgNode()
+    # What is drawn: "adaptive" (categories and templates whose new instances training accepts, rare
+    # ones first), "inverse_frequency" or "uniform".
+    generator.SCHEDULE.NAME = "adaptive"
+    # A category with n training images (and accepted instances, if adaptive) counts n ** -POWER.
+    generator.SCHEDULE.POWER = 1.0
+    # "adaptive": share of the draws that goes to all categories in turn.
+    generator.SCHEDULE.FLOOR = 0.1
+    # "adaptive": evidence loses half its weight in so many draws per category, on average.
+    generator.SCHEDULE.HALF_LIFE = 50.0
+    # Times that training looks at a new instance before it is counted as known.
+    generator.SCHEDULE.EXPOSURES = 4
 
 
 def _add_segmenter_keys(generator: CfgNode) -> None:
