@@ -144,7 +144,7 @@ def plot(curves: dict[str, np.ndarray], num_rare: int, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     titles = (
         "good instances of rare categories",
-        f"rare categories (of {num_rare}) with {ENOUGH} of them",
+        f"rare categories (of {num_rare}) with {ENOUGH}",
     )
     for which, (ax, title) in enumerate(zip(axes, titles, strict=True)):
         for name, values in curves.items():
