@@ -254,9 +254,9 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         judging = []
 
-        def timed_judge(features, targets):
+        def timed_judge(*inputs):
             start = time.process_time()
-            rejected = judge(features, targets)
+            rejected = judge(*inputs)
             judging.append(time.process_time() - start)
             return rejected
 

@@ -288,26 +288,44 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     # Real instances of a class that a step learns from, and relabelled ones in all, per process.
     gal.SCORER.MAX_REAL_PER_CLASS = 4
     gal.SCORER.MAX_COUNTERFACTUALS = 64
+    # ROIs that a pasted instance is scored on: "gt", one at its ground-truth box, or "proposals",
+    # at most MAX_PROPOSALS of those that training would match to it, drawn at random.
+    gal.SCORER.ROIS = "gt"
+    gal.SCORER.MAX_PROPOSALS = 4
+    # Real instances that the scorer learns from: "train", those of the training batch, or "probe",
+    # those of held-out real images of the pasted classes.
+    gal.SCORER.TARGET = "train"
+    # Also where UNIT "batch" takes its real images from. FRACTION of each class's training images
+    # are held out, chosen by SEED; 0: none, the probe is drawn from the training images.
+    gal.SCORER.PROBE = CfgNode()
+    gal.SCORER.PROBE.FRACTION = 0.05
+    # Probe images for each training image with pastes, at every PERIOD-th step.
+    gal.SCORER.PROBE.IMAGES = 1
+    gal.SCORER.PROBE.PERIOD = 1
     # Every PICTURE_PERIOD steps a picture of accepted and rejected instances; 0: never.
     gal.SCORER.PICTURE_PERIOD = 100
 
 
 def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT = CfgNode()
-    # "instance": each instance by its own score.
+    # "instance": each instance by its own score. "batch": all or none of a step's, by the cosine of
+    # the whole model's gradients on real images and on the pasted instances (arXiv 2406.02435).
     gal.ACCEPT.UNIT = "instance"
-    # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated".
+    # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated"; with UNIT
+    # "batch": "threshold" or "percentile".
     gal.ACCEPT.POLICY = "calibrated"
     # "random": probability of acceptance.
     gal.ACCEPT.RATE = 0.5
-    # "threshold": the lowest score that is accepted.
+    # "threshold": the lowest score (UNIT "batch": cosine; the paper's is -0.05) that is accepted.
     gal.ACCEPT.THRESHOLD = 0.0
     # "top_k": instances accepted per image.
     gal.ACCEPT.TOP_K = 5
     # "calibrated": accept above this percentile of recent real instances' scores of the class.
+    # "percentile" (UNIT "batch"): accept above this one of the last BATCH_WINDOW steps' cosines.
     gal.ACCEPT.PERCENTILE = 25.0
-    # "batch" rules: scores that a percentile is taken of.
     gal.ACCEPT.BATCH_WINDOW = 1000
+    # UNIT "batch": weight of the old average in the cached gradient on real images.
+    gal.ACCEPT.BATCH_MOMENTUM = 0.1
     # "quantile": share of the last WINDOW scores of a frequency group that is accepted, linear from
     # START_RATE to END_RATE over training, once there are MIN_COUNT.
     gal.ACCEPT.QUANTILE = CfgNode()

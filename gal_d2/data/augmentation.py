@@ -42,6 +42,20 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     )
 
 
+def build_probe_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
+    """The size that training images have, without chance: no object is cropped away.
+
+    - "lsj": scaled to fit the square of ``GAL.DATA.LSJ.IMAGE_SIZE``, then padded to it.
+    - "resize": as at test time, ``INPUT.MIN_SIZE_TEST``.
+    - "none": the image as it is.
+    """
+    name = cfg.GAL.DATA.AUGMENTATION
+    if name == "lsj":
+        size = cfg.GAL.DATA.LSJ.IMAGE_SIZE
+        return [T.ResizeScale(1.0, 1.0, size, size), T.FixedSizeCrop((size, size))]
+    return utils.build_augmentation(cfg, False) if name == "resize" else []
+
+
 def _large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
     size = cfg.GAL.DATA.LSJ.IMAGE_SIZE
     low, high = cfg.GAL.DATA.LSJ.MIN_SCALE, cfg.GAL.DATA.LSJ.MAX_SCALE

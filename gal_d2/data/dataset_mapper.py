@@ -13,7 +13,12 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from gal_d2.data.augmentation import Frame, build_augmentations, locate
+from gal_d2.data.augmentation import (
+    Frame,
+    build_augmentations,
+    build_probe_augmentations,
+    locate,
+)
 from gal_d2.data.copy_paste import (
     PasteOptions,
     Placement,
@@ -22,19 +27,20 @@ from gal_d2.data.copy_paste import (
     prepare_paste,
 )
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
 from gal_d2.data.pool_sampler import PoolSampler, build_pool_sampler
+from gal_d2.data.probe import ProbeImages
 from gal_d2.data.real_instances import RealInstances
 from gal_d2.data.statistics import CategoryStatistics, category_statistics
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Values of the field `instance_source`.
-REAL, PASTED = 0, 1
-NO_POOL_ID = -1
+# The probe draws from a generator of its own: the pastes are the same with and without it.
+_PROBE_STREAM = 1
 
 
 @dataclass
@@ -80,11 +86,13 @@ class CopyPasteMapper:
     - "image": uint8 tensor (C, H, W), channels in the order of ``image_format``.
     - "instances": the real objects, then the pasted ones in the order of pasting, with gt_boxes
       (tight, XYXY), gt_classes, gt_masks (BitMasks: exactly the visible pixels), instance_source
-      (int64: 0 real, 1 pasted) and pool_id (int64, -1 where it is not from the pool).
+      (int64, an InstanceSource) and pool_id (int64, -1 where it is not from the pool).
     - "num_pasted": how many objects were pasted and are visible.
     - "num_corrupt": how many pastes were skipped because their cut-out could not be read.
     - "unpasted", with ``return_unpasted``: a sample like this one, of the same augmented scene
       without the pastes.
+    - "probe", with ``probe``: samples of real images of the pasted classes, whole and without
+      pastes, for the scorer; see :mod:`gal_d2.data.probe`.
 
     Randomness of the pastes comes from ``default_rng(dataset_dict["sample_seed"])``, that of the
     augmentations from NumPy's global generator, as everywhere in detectron2.
@@ -102,6 +110,10 @@ class CopyPasteMapper:
         real_instances: objects of the training set to paste.
         real_fraction: share of the pastes that is taken from ``real_instances``.
         return_unpasted: see above.
+        probe: where the probe's images come from.
+        probe_augmentations: of the probe's images; without chance.
+        probe_images: how many are drawn for a training image that has pastes.
+        probe_period: they are drawn for each n-th step only.
 
     Raises:
         UserError: a value makes no sense.
@@ -122,6 +134,10 @@ class CopyPasteMapper:
         real_instances: RealInstances | None = None,
         real_fraction: float = 0.0,
         return_unpasted: bool = False,
+        probe: ProbeImages | None = None,
+        probe_augmentations: Sequence[T.Augmentation | T.Transform] = (),
+        probe_images: int = 1,
+        probe_period: int = 1,
     ) -> None:
         if not 0 <= real_fraction <= 1:
             raise UserError(
@@ -138,6 +154,9 @@ class CopyPasteMapper:
             raise ValueError(f"with real_fraction {real_fraction}, a pool and sampler are needed")
         if real_fraction > 0 and real_instances is None:
             raise ValueError(f"with real_fraction {real_fraction}, real_instances are needed")
+        for key, value in (("IMAGES", probe_images), ("PERIOD", probe_period)):
+            if value < 1:
+                raise UserError(f"GAL.SCORER.PROBE.{key} is {value}; it must be 1 or more.")
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.options = options or PasteOptions()
@@ -149,6 +168,10 @@ class CopyPasteMapper:
         self.real_instances = real_instances
         self.real_fraction = real_fraction
         self.return_unpasted = return_unpasted
+        self.probe = probe
+        self.probe_augmentations = T.AugmentationList(list(probe_augmentations))
+        self.probe_images = probe_images
+        self.probe_period = probe_period
         self._warn_once = WarnOnce(logger)
         logger.info(
             "Training augmentations: %s; pastes: %s",
@@ -157,13 +180,20 @@ class CopyPasteMapper:
         )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, dataset_dicts: Sequence[dict] | None = None) -> dict:
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        *,
+        dataset_dicts: Sequence[dict] | None = None,
+        probe_dicts: Sequence[dict] = (),
+    ) -> dict:
         """The constructor's arguments.
 
         Args:
             cfg: GAL.DATA, GAL.COPY_PASTE, GAL.POOL, INPUT and DATASETS.TRAIN are read.
             dataset_dicts: the training set, where it is loaded already. Only real-to-real
                 copy-paste needs it, and loads it otherwise.
+            probe_dicts: the images of the probe; none: there is no probe.
 
         Raises:
             UserError: a key has a value that makes no sense, or the pool cannot be used.
@@ -172,6 +202,13 @@ class CopyPasteMapper:
             "augmentations": build_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
         }
+        if probe_dicts:
+            arguments |= {
+                "probe": ProbeImages(list(probe_dicts)),
+                "probe_augmentations": build_probe_augmentations(cfg),
+                "probe_images": cfg.GAL.SCORER.PROBE.IMAGES,
+                "probe_period": cfg.GAL.SCORER.PROBE.PERIOD,
+            }
         if not cfg.GAL.COPY_PASTE.ENABLED:
             return arguments
 
@@ -186,6 +223,8 @@ class CopyPasteMapper:
             "scale_mean": scale_mean,
             "scale_std": scale_std,
             "real_fraction": real_fraction,
+            # What a rejected batch is replaced by.
+            "return_unpasted": cfg.GAL.SCORER.ENABLED and cfg.GAL.ACCEPT.UNIT == "batch",
         }
         if real_fraction < 1:
             pool = _open_pool(cfg)
@@ -201,23 +240,10 @@ class CopyPasteMapper:
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """Map one dataset dict; it is not changed. See the class."""
-        try:
-            image = read_training_image(dataset_dict, self.image_format)
-        except UnreadableImageError as error:
-            self._warn_once(dataset_dict["file_name"], f"{error} It is left out of training.")
+        scene = self._scene(dataset_dict, self.augmentations)
+        if scene is None:
             return None
-        original = image.shape[:2]
-        scene = T.AugInput(image)
-        transforms = self.augmentations(scene)
-        image = scene.image
-        if not (image.flags.c_contiguous and image.flags.writeable):
-            image = np.array(image, order="C")
-        frame = locate(transforms, original, image.shape[:2])
-        real = _real_objects(dataset_dict, transforms, frame)
-
-        sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        sample.setdefault("height", original[0])
-        sample.setdefault("width", original[1])
+        sample, image, frame, real = scene
         unpasted = dict(sample)
         placements, pasted, num_corrupt = self._draw_pastes(dataset_dict, frame)
         if self.return_unpasted:
@@ -233,7 +259,44 @@ class CopyPasteMapper:
         sample["num_corrupt"] = num_corrupt
         if self.return_unpasted:
             sample["unpasted"] = unpasted
+        if self.probe is not None:
+            sample["probe"] = self._draw_probe(dataset_dict, pasted.classes)
         return sample
+
+    def _scene(
+        self, dataset_dict: dict, augmentations: T.AugmentationList
+    ) -> tuple[dict, np.ndarray, Frame, _Objects] | None:
+        """The sample without image and objects; the augmented image, (H, W, 3) uint8, writeable;
+        where the original is in it; its real objects. None if it cannot be read."""
+        try:
+            image = read_training_image(dataset_dict, self.image_format)
+        except UnreadableImageError as error:
+            self._warn_once(dataset_dict["file_name"], f"{error} It is left out of training.")
+            return None
+        original = image.shape[:2]
+        scene = T.AugInput(image)
+        transforms = augmentations(scene)
+        image = scene.image
+        if not (image.flags.c_contiguous and image.flags.writeable):
+            image = np.array(image, order="C")
+        frame = locate(transforms, original, image.shape[:2])
+        sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        sample.setdefault("height", original[0])
+        sample.setdefault("width", original[1])
+        return sample, image, frame, _real_objects(dataset_dict, transforms, frame)
+
+    def _draw_probe(self, dataset_dict: dict, pasted_classes: Sequence[int]) -> list[dict]:
+        """Samples of probe images of the pasted classes, if this step is one that has them."""
+        if dataset_dict.get("sample_step", 0) % self.probe_period:
+            return []
+        rng = _generator(dataset_dict, _PROBE_STREAM)
+        samples = []
+        for record in self.probe.draw(pasted_classes, self.probe_images, rng):
+            scene = self._scene(record, self.probe_augmentations)
+            if scene is not None and scene[3].masks:
+                sample, image, _, real = scene
+                samples.append(sample | _finish(image, real))
+        return samples
 
     def _draw_pastes(
         self, dataset_dict: dict, frame: Frame
@@ -273,7 +336,7 @@ class CopyPasteMapper:
             )
             if placement is not None:
                 placements.append(placement)
-                pasted.add(placement.mask, class_index, PASTED, pool_id)
+                pasted.add(placement.mask, class_index, InstanceSource.PASTED, pool_id)
         return placements, pasted, num_corrupt
 
     def _cut_out_of_pool(self, pool_id: int) -> tuple[int, np.ndarray] | None:
@@ -323,11 +386,11 @@ def _open_pool(cfg: CfgNode) -> InstancePool:
     return InstancePool(cfg.GAL.POOL.ROOT)
 
 
-def _generator(dataset_dict: dict) -> np.random.Generator:
+def _generator(dataset_dict: dict, *stream: int) -> np.random.Generator:
     seed = dataset_dict.get("sample_seed")
     if seed is None:  # outside our stream, e.g. in detectron2's own loader
         seed = np.random.randint(2**31)  # noqa: NPY002
-    return np.random.default_rng(seed)
+    return np.random.default_rng([seed, *stream] if stream else seed)
 
 
 def _real_objects(dataset_dict: dict, transforms: T.Transform, frame: Frame) -> _Objects:
@@ -348,7 +411,7 @@ def _real_objects(dataset_dict: dict, transforms: T.Transform, frame: Frame) -> 
     objects = _Objects()
     for annotation, mask in zip(annotations, masks, strict=True):
         if mask is not None:
-            objects.add(mask, int(annotation["category_id"]), REAL, NO_POOL_ID)
+            objects.add(mask, int(annotation["category_id"]), InstanceSource.REAL, NO_POOL_ID)
     return objects
 
 

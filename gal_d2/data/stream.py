@@ -47,12 +47,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededSamples(Dataset):
-    """Maps ``(position, index)`` to a training sample whose randomness is that position's.
+    """Maps ``(step, position, index)`` to a training sample whose randomness is that position's.
 
     Args:
         dataset: dataset dicts by index.
         mapper: turns a dataset dict into a training sample, or None if it cannot. It finds the
-            sample's seed under ``"sample_seed"``, and the global generators seeded with it.
+            sample's seed under ``"sample_seed"``, the step that it is for under ``"sample_step"``,
+            and the global generators seeded with its seed.
         seed: the run's seed.
     """
 
@@ -66,15 +67,17 @@ class SeededSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        position, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        step, position, index = key
         seed = sample_seed(self.seed, position)
         replacements = np.random.default_rng(seed).integers(
             len(self.dataset), size=MAX_REPLACEMENTS
         )
         for candidate in (index, *replacements.tolist()):
             with seeded(seed):
-                sample = self.mapper({**self.dataset[candidate], "sample_seed": seed})
+                sample = self.mapper(
+                    {**self.dataset[candidate], "sample_seed": seed, "sample_step": step}
+                )
             if sample is not None:
                 return sample
         raise RuntimeError(
@@ -152,11 +155,16 @@ class TrainingLoader:
             batches = group_by_aspect_ratio(samples, self.is_wide, self.batch_size)
         return itertools.islice(batches, self.start_batch, None)
 
+    def keys(self) -> Iterator[list[tuple[int, int, int]]]:
+        """The same with the step before: batch n of the stream is what step n trains on."""
+        for step, batch in enumerate(self.batches(), self.start_batch):
+            yield [(step, position, index) for position, index in batch]
+
     def __iter__(self) -> Iterator[list[dict]]:
         # A generator: nothing starts, and no attribute is read, before the first `next`.
         yield from DataLoader(
             SeededSamples(self.dataset, self.mapper, self.seed),
-            batch_sampler=_Restartable(self.batches),
+            batch_sampler=_Restartable(self.keys),
             num_workers=self.num_workers,
             collate_fn=_as_list,
             worker_init_fn=_init_worker,

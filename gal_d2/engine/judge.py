@@ -1,13 +1,15 @@
 """Decides, inside a training step, which pasted instances train the heads.
 
-The ROI heads ask it (:mod:`gal_d2.modeling.roi_heads`); it has the scorer score, the policy decide
-and the ledger record.
+:class:`InstanceJudge` is asked by the ROI heads (:mod:`gal_d2.modeling.roi_heads`); it has the
+scorer score, the policy decide and the ledger record. What it has in common with the published
+recipe's :class:`~gal_d2.engine.batch_judge.BatchJudge` is :class:`Judge`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,10 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.fields import InstanceSource
+from gal_d2.data.probe import probe_samples
 from gal_d2.errors import UserError
+from gal_d2.modeling.frozen import frozen_statistics
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
     Decision,
@@ -31,7 +36,8 @@ from gal_d2.scoring.acceptance import (
 )
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.ledger import LedgerWriter
-from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.scoring.proposals import sample_proposals
+from gal_d2.scoring.scorer import ContributionScorer, RealBatch
 from gal_d2.visualization.contact_sheet import save_png
 from gal_d2.visualization.samples import decision_sheet
 
@@ -55,26 +61,110 @@ class Verdict:
     seconds: float
 
 
-class InstanceJudge:
+class Judge(ABC):
+    """What the trainer and :class:`JudgeHook` know of a judge, whichever unit it decides on.
+
+    Args:
+        cfg: ``DATASETS.TRAIN`` names the classes, ``OUTPUT_DIR`` has the ledger.
+        seed: the run's seed.
+
+    Attributes:
+        class_groups: (C,) int64, frequency group of each class, an index into ``GROUPS``.
+        verdict: of the last step; None before the first.
+    """
+
+    def __init__(self, cfg: CfgNode, seed: int) -> None:
+        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
+        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+        category_of_class = {
+            index: category
+            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
+        }
+        self.ledger = LedgerWriter(
+            Path(cfg.OUTPUT_DIR) / "ledger",
+            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
+            category_frequency=metadata.category_frequency,
+            rank=comm.get_rank(),
+            num_processes=comm.get_world_size(),
+        )
+        self.max_steps = cfg.SOLVER.MAX_ITER
+        self.seed = seed
+        self.step = 0
+        self.image_ids: Sequence[int] = ()
+        self.verdict: Verdict | None = None
+        self._restored = False
+
+    def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        """Say which step comes, and with which samples, before the model is called.
+
+        Returns:
+            The samples to train on.
+        """
+        self.step = step
+        self.image_ids = [sample["image_id"] for sample in batch]
+        return batch
+
+    def record(self, contribution: Contribution, decision: Decision, seconds: float) -> None:
+        """Enter the step's N instances and what became of them."""
+        self.ledger.append(self.step, contribution, decision, self.image_ids)
+        self.verdict = Verdict(contribution, decision, seconds)
+
+    def metrics(self) -> dict[str, float]:
+        """Scalars of the last step besides those of :func:`decision_metrics`."""
+        return {}
+
+    @abstractmethod
+    def state_dict(self) -> dict:
+        """Tensors, numbers and strings only, in nested dicts."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` gave; a warning where it is of another kind."""
+
+    def resume(self, step: int) -> None:
+        """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
+        if step > 0 and not self._restored:
+            logger.warning(
+                "The checkpoint was made without scoring: directions and thresholds start afresh "
+                "at step %d, and GAL.ACCEPT.WARM_UP applies until they are known.",
+                step,
+            )
+        self.ledger.resume(step)
+
+
+class InstanceJudge(Judge):
     """Scores the pasted instances of each training step and accepts or rejects each.
 
     Called by the ROI heads of the model in training, once a step, on every process.
 
     Args:
-        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how; ``DATASETS.TRAIN`` names the classes.
+        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how.
         roi_heads: whose gradients are looked at.
         seed: the run's seed.
+        model: the detector that ``roi_heads`` is part of; ``TARGET: probe`` has it look at images.
 
-    Attributes:
-        verdict: of the last step; None before the first.
+    Raises:
+        UserError: an option is out of range.
     """
 
-    def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int) -> None:
-        if cfg.GAL.ACCEPT.UNIT != "instance":
-            raise UserError(f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance.")
-        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
-        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+    def __init__(
+        self, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module | None = None
+    ) -> None:
+        super().__init__(cfg, seed)
         node = cfg.GAL.SCORER
+        for key, known in (("ROIS", ("gt", "proposals")), ("TARGET", ("train", "probe"))):
+            if node[key] not in known:
+                raise UserError(f"GAL.SCORER.{key} is '{node[key]}': choose {' or '.join(known)}.")
+        if node.MAX_PROPOSALS < 1:
+            raise UserError(
+                f"GAL.SCORER.MAX_PROPOSALS is {node.MAX_PROPOSALS}: set it to 1 or more."
+            )
+        if node.TARGET == "probe" and model is None:
+            raise ValueError("with GAL.SCORER.TARGET 'probe' the judge needs the model")
+        self.roi_heads = roi_heads
+        self.model = model if node.TARGET == "probe" else None
+        self.max_proposals = node.MAX_PROPOSALS if node.ROIS == "proposals" else 0
+        self._probe: list[dict] = []
         for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
             if len(node[key]) != len(node.HEADS):
                 raise UserError(
@@ -97,31 +187,16 @@ class InstanceJudge:
             max_counterfactuals=node.MAX_COUNTERFACTUALS,
         )
         self.policy = build_acceptance_policy(cfg)
-        category_of_class = {
-            index: category
-            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
-        }
-        self.ledger = LedgerWriter(
-            Path(cfg.OUTPUT_DIR) / "ledger",
-            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
-            category_frequency=metadata.category_frequency,
-            rank=comm.get_rank(),
-            num_processes=comm.get_world_size(),
-        )
-        self.max_steps = cfg.SOLVER.MAX_ITER
-        self.seed = seed
-        self.step = 0
-        self.image_ids: Sequence[int] = ()
-        self.verdict: Verdict | None = None
-        self._restored = False
 
-    def start_step(self, step: int, batch: Sequence[dict]) -> None:
-        """Say which step comes, and with which images, before the model is called."""
-        self.step = step
-        self.image_ids = [sample["image_id"] for sample in batch]
+    def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        self._probe = probe_samples(batch) if self.model is not None else []
+        return super().start_step(step, batch)
 
     def __call__(
-        self, features: Mapping[str, Tensor], targets: Sequence[Instances]
+        self,
+        features: Mapping[str, Tensor],
+        targets: Sequence[Instances],
+        proposals: Sequence[Instances],
     ) -> list[Tensor]:
         """Per image, (N,) bool: True for the targets that must not train the heads.
 
@@ -129,20 +204,57 @@ class InstanceJudge:
         """
         start = time.perf_counter()
         features = {name: feature.detach() for name, feature in features.items()}
-        contribution = self.scorer.step(features, targets, self.image_ids)
+        generator = step_generator(self.seed, self.step, comm.get_rank())
+        contribution = self.scorer.step(
+            features,
+            targets,
+            self.image_ids,
+            proposals=self._sample_proposals(proposals, targets, generator),
+            probe=self._probe_batch(features, targets) if self.model is not None else None,
+        )
         context = AcceptanceContext(
             step=self.step,
             max_steps=self.max_steps,
             class_group=self.class_groups,
             class_age=self.scorer.cache.num_updates,
             reference=self.scorer.reference,
-            generator=step_generator(self.seed, self.step, comm.get_rank()),
+            generator=generator,
         )
         decision = self.policy.decide(contribution, context)
-        self.ledger.append(self.step, contribution, decision, self.image_ids)
+        self.record(contribution, decision, time.perf_counter() - start)
         rejected = ~decision.accept & (contribution.pool_id >= 0)
-        self.verdict = Verdict(contribution, decision, time.perf_counter() - start)
         return self._by_target(rejected, contribution, targets)
+
+    def _sample_proposals(
+        self,
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
+        generator: torch.Generator,
+    ) -> list[tuple[Tensor, Tensor]] | None:
+        """With ``ROIS: proposals``, those to score on."""
+        if not self.max_proposals:
+            return None
+        return sample_proposals(
+            proposals,
+            targets,
+            self.roi_heads.proposal_matcher,
+            most=self.max_proposals,
+            append_gt=self.roi_heads.proposal_append_gt,
+            generator=generator,
+        )
+
+    @torch.no_grad()
+    def _probe_batch(
+        self, features: Mapping[str, Tensor], targets: Sequence[Instances]
+    ) -> RealBatch:
+        """The feature maps and targets of this step's probe images."""
+        if not self._probe:  # the other processes may have some: learning is a collective call
+            return RealBatch(features, [target[:0] for target in targets])
+        with frozen_statistics(self.model):
+            images = self.model.preprocess_image(self._probe)
+            features = self.model.backbone(images.tensor)
+        probe_targets = [sample["instances"].to(images.tensor.device) for sample in self._probe]
+        return RealBatch(features, probe_targets, [sample["image_id"] for sample in self._probe])
 
     @staticmethod
     def _by_target(
@@ -153,9 +265,8 @@ class InstanceJudge:
         for image, target in enumerate(targets):
             mask = torch.zeros(len(target), dtype=torch.bool, device=target.gt_classes.device)
             if target.has("instance_source"):
-                mask[target.instance_source == 1] = rejected[contribution.image_index == image].to(
-                    mask.device
-                )
+                pasted = target.instance_source == InstanceSource.PASTED
+                mask[pasted] = rejected[contribution.image_index == image].to(mask.device)
             masks.append(mask)
         return masks
 
@@ -164,22 +275,17 @@ class InstanceJudge:
 
     def load_state_dict(self, state: dict) -> None:
         self._restored = True
-        if self.scorer.load_state_dict(state["scorer"]):
+        if self.scorer.load_state_dict(state.get("scorer")):
             self.policy.load_state_dict(state["policy"])
 
-    def resume(self, step: int) -> None:
-        """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
-        if step > 0 and not self._restored:
-            logger.warning(
-                "The checkpoint was made without scoring: directions and thresholds start afresh "
-                "at step %d, and GAL.ACCEPT.WARM_UP applies until they are known.",
-                step,
-            )
-        self.ledger.resume(step)
+    def metrics(self) -> dict[str, float]:
+        """``gal/cache_age``: mean number of steps since a pasted class's direction changed."""
+        age = self.scorer.cache.age[self.verdict.contribution.gt_class.cpu()]
+        return {"gal/cache_age": age[age >= 0].float().mean().item()} if (age >= 0).any() else {}
 
 
 class JudgeHook(HookBase):
-    """Writes metrics and pictures of an :class:`InstanceJudge`, and stores its ledger.
+    """Writes metrics and pictures of a :class:`Judge`, and stores its ledger.
 
     Args:
         judge: of the trainer.
@@ -192,7 +298,7 @@ class JudgeHook(HookBase):
 
     def __init__(
         self,
-        judge: InstanceJudge,
+        judge: Judge,
         *,
         checkpoint_period: int,
         picture_period: int,
@@ -248,12 +354,12 @@ class JudgeHook(HookBase):
         save_png(sheet, self.output_dir / "decisions" / f"{done:07d}.png")
 
 
-def decision_metrics(judge: InstanceJudge, time_share: float) -> dict[str, float]:
+def decision_metrics(judge: Judge, time_share: float) -> dict[str, float]:
     """Scalars of the last step, of this process; a figure of nothing is left out.
 
     ``gal/accepted`` (share, also by frequency group), ``gal/undecided`` (share that the warm-up
-    rule decided), ``gal/score_q..`` (quantiles), ``gal/cache_age`` (mean number of steps since a
-    pasted class's direction changed) and ``gal/time_share`` (of the step, spent on scoring).
+    rule decided), ``gal/score_q..`` (quantiles), ``gal/time_share`` (of the step, spent on scoring)
+    and the judge's own.
     """
     contribution, decision = judge.verdict.contribution, judge.verdict.decision
     metrics = {"gal/time_share": time_share, "gal/pasted": float(len(contribution))}
@@ -271,7 +377,4 @@ def decision_metrics(judge: InstanceJudge, time_share: float) -> dict[str, float
     if len(score):
         for q in SCORE_QUANTILES:
             metrics[f"gal/score_q{round(100 * q)}"] = score.quantile(q).item()
-    age = judge.scorer.cache.age[classes]
-    if (age >= 0).any():
-        metrics["gal/cache_age"] = age[age >= 0].float().mean().item()
-    return metrics
+    return metrics | judge.metrics()

@@ -15,10 +15,10 @@ class MixedPrecisionTrainer(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as in SimpleTrainer.
         autocast_dtype: None for fp32, ``torch.float16`` or ``torch.bfloat16``.
-        on_batch: called with the iteration and the batch before the model sees it.
+        on_batch: called with the iteration and the batch; gives the samples to train on.
 
     Attributes:
-        last_batch: of the last step.
+        last_batch: of the last step, as it was loaded.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         data_loader,
         optimizer,
         autocast_dtype: torch.dtype | None,
-        on_batch: Callable[[int, list[dict]], None] | None = None,
+        on_batch: Callable[[int, list[dict]], list[dict]] | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.on_batch = on_batch
@@ -46,7 +46,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         data_time = time.perf_counter() - start
         self.last_batch = data
         if self.on_batch is not None:
-            self.on_batch(self.iter, data)
+            data = self.on_batch(self.iter, data)
 
         with torch.autocast(
             self.device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None

@@ -26,9 +26,11 @@ from torch.nn.parallel import DistributedDataParallel
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
+from gal_d2.data.probe import split_probe
 from gal_d2.data.stream import TrainingLoader, sample_seed
+from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.ema import EMAHook, ModelEMA
-from gal_d2.engine.judge import InstanceJudge, JudgeHook
+from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -61,6 +63,8 @@ class GALTrainer(DefaultTrainer):
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
         )
+        if isinstance(self.judge, BatchJudge):
+            self.judge.loss_scale = self._trainer.grad_scaler.get_scale
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
         self.checkpointer = DetectionCheckpointer(
@@ -139,7 +143,7 @@ class GALTrainer(DefaultTrainer):
         return self._trainer.last_batch
 
     @classmethod
-    def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> InstanceJudge | None:
+    def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> Judge | None:
         """What accepts and rejects pasted instances; None with ``GAL.SCORER.ENABLED`` off.
 
         Raises:
@@ -147,13 +151,24 @@ class GALTrainer(DefaultTrainer):
         """
         if not cfg.GAL.SCORER.ENABLED:
             return None
+        if cfg.GAL.ACCEPT.UNIT not in ("instance", "batch"):
+            raise UserError(
+                f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance or batch."
+            )
+        if not cfg.GAL.COPY_PASTE.ENABLED:
+            raise UserError(
+                "GAL.SCORER.ENABLED is on, but GAL.COPY_PASTE.ENABLED is off: nothing is pasted "
+                "that could be scored, so turn it on or scoring off."
+            )
+        if cfg.GAL.ACCEPT.UNIT == "batch":
+            return BatchJudge(cfg, model, seed, autocast_dtype(cfg))
         roi_heads = getattr(model, "roi_heads", None)
         if not hasattr(roi_heads, "judge"):
             raise UserError(
                 f"GAL.SCORER.ENABLED is on, but MODEL.ROI_HEADS.NAME is "
                 f"'{cfg.MODEL.ROI_HEADS.NAME}': set it to GALROIHeads or GALCascadeROIHeads."
             )
-        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed)
+        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed, model)
         return roi_heads.judge
 
     @classmethod
@@ -198,9 +213,10 @@ class GALTrainer(DefaultTrainer):
         dicts = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
+        dicts, probe = split_probe(cfg, dicts)
         return TrainingLoader(
             DatasetFromList(dicts, copy=False),
-            CopyPasteMapper(cfg, dataset_dicts=dicts),
+            CopyPasteMapper(cfg, dataset_dicts=dicts, probe_dicts=probe),
             functools.partial(build_training_sampler, cfg, dicts),
             seed=seed,
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,

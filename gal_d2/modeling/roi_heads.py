@@ -5,7 +5,8 @@ The long-tail box predictor takes the place of detectron2's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,32 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Instances, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
-Judge = Callable[[Mapping[str, Tensor], Sequence[Instances]], Sequence[Tensor]]
-"""(feature maps, targets) -> per image (N,) bool: True for a target that must not train heads."""
+Judge = Callable[[Mapping[str, Tensor], Sequence[Instances], Sequence[Instances]], Sequence[Tensor]]
+"""(feature maps, targets, the RPN's proposals) -> per image (N,) bool: True for a target that must
+not train the heads."""
+
+
+@dataclass(frozen=True)
+class ClassifiedRois:
+    """What a stage of the box head says of R sampled ROIs, image by image.
+
+    Attributes:
+        predictor: of the stage.
+        logits: (R, K + 1).
+        gt_classes: (R,) int64 in [0, K], K meaning background.
+        image: (R,) int64, position of the image in the batch.
+        target: (R,) int64, the target of that image that the ROI is matched to; -1: background.
+    """
+
+    predictor: nn.Module
+    logits: Tensor
+    gt_classes: Tensor
+    image: Tensor
+    target: Tensor
 
 
 class _JudgedROIHeads:
@@ -36,7 +57,9 @@ class _JudgedROIHeads:
 
     def forward(self, images, features, proposals, targets=None):
         if self.training and self.judge is not None:
-            for target, rejected in zip(targets, self.judge(features, targets), strict=True):
+            for target, rejected in zip(
+                targets, self.judge(features, targets, proposals), strict=True
+            ):
                 # The prefix makes label_and_sample_proposals hand it on to the proposals.
                 target.gt_rejected = rejected
         return super().forward(images, features, proposals, targets)
@@ -44,6 +67,62 @@ class _JudgedROIHeads:
     def label_and_sample_proposals(self, proposals, targets):
         sampled = super().label_and_sample_proposals(proposals, targets)
         return [without_rejected(p, self.num_classes) for p in sampled]
+
+    def classify(
+        self,
+        features: Mapping[str, Tensor],
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
+        seeds: Sequence[int],
+    ) -> list[ClassifiedRois]:
+        """Classify ROIs that are sampled as for training; gradients reach ``features``.
+
+        Args:
+            features: feature maps by name.
+            proposals: per image, of the RPN.
+            targets: per image; they are not changed.
+            seeds: per image, of its sample of ROIs, so that this does not depend on which images
+                share a batch. torch's global generators are left seeded.
+
+        Returns:
+            One entry a stage: one, or as many as the cascade has.
+        """
+        targets = [_with_index(target) for target in targets]
+        sampled = []
+        for proposal, target, seed in zip(proposals, targets, seeds, strict=True):
+            torch.manual_seed(seed)
+            sampled += self.label_and_sample_proposals([proposal], [target])
+        levels = [features[name] for name in self.box_in_features]
+        return [
+            ClassifiedRois(
+                predictor,
+                logits,
+                gt_classes=torch.cat([p.gt_classes for p in rois]),
+                image=torch.cat([torch.full_like(p.gt_classes, i) for i, p in enumerate(rois)]),
+                target=torch.cat([_matched_target(p, self.num_classes) for p in rois]),
+            )
+            for predictor, logits, rois in self._stages(levels, sampled, targets)
+        ]
+
+    def _stages(
+        self, levels: list[Tensor], sampled: list[Instances], targets: list[Instances]
+    ) -> Iterator[tuple[nn.Module, Tensor, list[Instances]]]:
+        """Predictor, logits and ROIs of each stage."""
+        pooled = self.box_pooler(levels, [p.proposal_boxes for p in sampled])
+        yield self.box_predictor, self.box_predictor(self.box_head(pooled))[0], sampled
+
+
+def _with_index(target: Instances) -> Instances:
+    """The same target, with a field that label_and_sample_proposals hands on to the proposals."""
+    target = Instances(target.image_size, **target.get_fields())
+    target.gt_index = torch.arange(len(target), device=target.gt_classes.device)
+    return target
+
+
+def _matched_target(rois: Instances, num_classes: int) -> Tensor:
+    if not rois.has("gt_index"):  # an image without targets
+        return torch.full_like(rois.gt_classes, -1)
+    return rois.gt_index.masked_fill(rois.gt_classes == num_classes, -1)
 
 
 def without_rejected(proposals: Instances, num_classes: int) -> Instances:
@@ -92,15 +171,28 @@ class GALCascadeROIHeads(_JudgedROIHeads, CascadeROIHeads):
         ]
         return ret
 
+    def _stages(self, levels, sampled, targets):
+        sizes = [p.image_size for p in sampled]
+        boxes = None
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage > 0:
+                sampled = self._create_proposals_from_boxes(boxes, sizes)
+                sampled = self._match_and_label_boxes(sampled, stage, targets)
+            predictions = self._run_stage(levels, sampled, stage)
+            boxes = predictor.predict_boxes(predictions, sampled)
+            yield predictor, predictions[0], sampled
+
     @torch.no_grad()
     def _match_and_label_boxes(self, proposals, stage, targets):
         """After each stage boxes are matched anew: those that now match a rejected target go."""
         labelled = super()._match_and_label_boxes(proposals, stage, targets)
         kept = []
         for boxes, target in zip(labelled, targets, strict=True):
-            if len(target) and target.has("gt_rejected"):
+            fields = [name for name in ("gt_rejected", "gt_index") if target.has(name)]
+            if len(target) and fields:
                 quality = pairwise_iou(target.gt_boxes, boxes.proposal_boxes)
                 matched, _ = self.proposal_matchers[stage](quality)
-                boxes.gt_rejected = target.gt_rejected[matched]
+                for name in fields:
+                    boxes.set(name, target.get(name)[matched])
             kept.append(without_rejected(boxes, self.num_classes))
         return kept

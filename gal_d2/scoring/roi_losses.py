@@ -187,28 +187,39 @@ class BoxLoss(HeadLoss):
 
     def losses(self, pooled, classes, rois, index):
         stages = self._stages()
+        num_classes = self.roi_heads.num_classes
         loss, probabilities = 0.0, 0.0
         for head, predictor in stages:
             predictions = predictor(head(pooled))
             logits = predictions if isinstance(predictions, Tensor) else predictions[0]
-            stage_loss, stage_probabilities = self._classification(
-                logits.float(), classes, predictor
-            )
-            loss = loss + stage_loss
-            probabilities = probabilities + stage_probabilities / len(stages)
+            logits = logits.float()
+            loss = loss + classification_loss(logits, classes, predictor)
+            is_sigmoid = getattr(predictor, "use_sigmoid_ce", False)
+            stage = logits.detach().sigmoid() if is_sigmoid else logits.detach().softmax(1)
+            probabilities = probabilities + stage[:, :num_classes] / len(stages)
         return loss, probabilities
 
-    def _classification(self, logits: Tensor, classes: Tensor, predictor: nn.Module):
-        num_classes = self.roi_heads.num_classes
-        if not getattr(predictor, "use_sigmoid_ce", False):
-            loss = F.cross_entropy(logits, classes, reduction="none")
-            return loss, logits.detach().softmax(1)[:, :num_classes]
-        logits = logits[:, :num_classes]
-        target = F.one_hot(classes, num_classes).to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        if getattr(predictor, "use_fed_loss", False):
-            loss = loss * torch.maximum(target, federated_class_weights(predictor).to(logits))
-        return loss.sum(1), logits.detach().sigmoid()
+
+def classification_loss(logits: Tensor, classes: Tensor, predictor: nn.Module) -> Tensor:
+    """The loss of each ROI in a box predictor; see :class:`BoxLoss` for which.
+
+    Args:
+        logits: (R, K + 1) float32.
+        classes: (R,) int64 in [0, K], K meaning background.
+        predictor: FastRCNNOutputLayers or the long-tail one.
+
+    Returns:
+        (R,) float32, in nats.
+    """
+    if not getattr(predictor, "use_sigmoid_ce", False):
+        return F.cross_entropy(logits, classes, reduction="none")
+    num_classes = logits.shape[1] - 1
+    logits = logits[:, :num_classes]
+    target = F.one_hot(classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    if getattr(predictor, "use_fed_loss", False):
+        loss = loss * torch.maximum(target, federated_class_weights(predictor).to(logits))
+    return loss.sum(1)
 
 
 def federated_class_weights(predictor: nn.Module) -> Tensor:

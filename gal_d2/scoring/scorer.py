@@ -19,6 +19,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
 from gal_d2.scoring.contribution import Contribution
@@ -55,6 +56,15 @@ class _Scored:
     gradient: dict[str, Tensor]
     loss: dict[str, Tensor]
     probabilities: Tensor | None
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Images with real instances to learn from; arguments of :meth:`ContributionScorer.update`."""
+
+    features: Mapping[str, Tensor]
+    targets: Sequence[Instances]
+    image_ids: Sequence | None = None
 
 
 class ContributionScorer:
@@ -176,6 +186,9 @@ class ContributionScorer:
         features: Mapping[str, Tensor],
         targets: Sequence[Instances],
         image_ids: Sequence | None = None,
+        *,
+        proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
+        probe: RealBatch | None = None,
     ) -> Contribution:
         """Score the pasted instances, then learn from the real ones, in one pass of each head.
 
@@ -185,13 +198,28 @@ class ContributionScorer:
         Args:
             features: the feature maps that the ROI heads get, by name; gradients never reach them.
             targets: per image; ``gt_boxes``, ``gt_classes``, ``gt_masks`` (for the mask head),
-                ``instance_source`` (0 real, 1 pasted; all real without it) and ``pool_id``.
+                ``instance_source`` (``InstanceSource``; all real without it) and ``pool_id``.
             image_ids: per image, its name in warnings; its position in the batch without it.
+            proposals: ROIs of the pasted instances, as for :meth:`score`. Real ones have one ROI,
+                their ground-truth box.
+            probe: other images to learn from in place of this batch's, in a pass of their own.
 
         Returns:
             A row per pasted instance, image by image, in the order of the targets.
         """
-        return self._run(features, targets, image_ids, score=True, learn=True)
+        contribution, candidates = self._run(
+            features, targets, image_ids, score=True, learn=probe is None, proposals=proposals
+        )
+        if probe is not None:
+            self._run(
+                probe.features,
+                probe.targets,
+                probe.image_ids,
+                score=False,
+                learn=True,
+                candidates=candidates,
+            )
+        return contribution
 
     def score(
         self,
@@ -210,9 +238,10 @@ class ContributionScorer:
                 ROIs add up; its losses are averaged.
             which: ``"pasted"``, ``"real"`` or ``"all"``.
         """
-        return self._run(
+        contribution, _ = self._run(
             features, targets, image_ids, score=True, learn=False, proposals=proposals, which=which
         )
+        return contribution
 
     def update(
         self,
@@ -233,7 +262,9 @@ class ContributionScorer:
         learn: bool,
         proposals=None,
         which: str = "pasted",
-    ) -> Contribution:
+        candidates: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Contribution, tuple[Tensor, Tensor] | None]:
+        """The wanted instances, and what the pasted ones resemble (see :meth:`_candidates`)."""
         device = next(iter(features.values())).device
         if self.cache.device != device:  # detectron2 moves a model after it has built it
             self.cache.to(device)
@@ -248,13 +279,15 @@ class ContributionScorer:
         chosen[real] = True
         instances = chosen.nonzero()[:, 0]
 
-        rois, owner = self._rois(targets, table, instances, proposals)
+        rois, owner = self._rois(targets, table, instances, real, proposals)
         scored, relabelled = self._gradients(features, rois, owner, instances, table, real)
         self._report(scored, table, image_ids)
         contribution = self._contribution(scored, table)
+        if candidates is None:
+            candidates = self._candidates(scored, table)
         if learn:
-            self._learn(scored, relabelled, contribution, real, table)
-        return self._select(contribution, scored.instance, wanted, table)
+            self._learn(scored, relabelled, contribution, real, candidates)
+        return self._select(contribution, scored.instance, wanted, table), candidates
 
     # -- From targets to gradients
 
@@ -277,9 +310,9 @@ class ContributionScorer:
             columns["image"].append(nothing + image)
             columns["local"].append(torch.arange(n))
             columns["gt_class"].append(classes)
-            columns["pasted"].append(source == 1)
+            columns["pasted"].append(source == InstanceSource.PASTED)
             columns["pool_id"].append(
-                target.pool_id.cpu().long() if target.has("pool_id") else nothing - 1
+                target.pool_id.cpu().long() if target.has("pool_id") else nothing + NO_POOL_ID
             )
             columns["usable"].append(
                 boxes.isfinite().all(1)
@@ -301,23 +334,29 @@ class ContributionScorer:
             chosen.append(mine)
         return torch.cat(chosen).sort().values if chosen else real
 
-    def _rois(self, targets, table: _Table, instances: Tensor, proposals):
-        """Regions of the given instances, and (M,) which of them owns each region."""
+    def _rois(self, targets, table: _Table, instances: Tensor, real: Tensor, proposals):
+        """Regions of the given instances, and (M,) which of them owns each region.
+
+        Those that are learnt from (``real``) have one, their box, with proposals too.
+        """
         boxes, masks, owner = [], [], []
         position = torch.full((len(table.image),), -1, dtype=torch.int64)
         position[instances] = torch.arange(len(instances))
+        learnt = torch.zeros(len(table.image), dtype=torch.bool)
+        learnt[real] = True
         first = 0
         for image, target in enumerate(targets):
             here = position[first : first + len(target)]
+            by_box = (here >= 0) & (learnt[first : first + len(target)] | (proposals is None))
             first += len(target)
-            if proposals is None:
-                index = (here >= 0).nonzero()[:, 0]
-                box = target.gt_boxes.tensor.detach()[index.to(target.gt_boxes.device)]
-            else:
-                box, belongs = proposals[image]
+            index = by_box.nonzero()[:, 0]
+            box = target.gt_boxes.tensor.detach()[index.to(target.gt_boxes.device)]
+            if proposals is not None:
+                proposed, belongs = proposals[image]
                 belongs = belongs.cpu().long()
-                keep = here[belongs] >= 0
-                index, box = belongs[keep], box.detach()[keep.to(box.device)]
+                keep = (here[belongs] >= 0) & ~by_box[belongs]
+                index = torch.cat([index, belongs[keep]])
+                box = torch.cat([box, proposed.detach()[keep.to(proposed.device)].to(box)])
             boxes.append(Boxes(box))
             owner.append(here[index])
             if "mask" in self.heads:
@@ -328,11 +367,12 @@ class ContributionScorer:
         """Gradients of the instances, and the cache rows of relabelled real ones by head."""
         device = self.cache.device
         classes = table.gt_class[instances]
-        # The region of a real instance: learning and proposals do not occur together.
         row, as_class, slot = self.cache.counterfactuals(
             table.gt_class[real], self.max_counterfactuals
         )
-        region = torch.searchsorted(instances, real)[row]
+        region_of = torch.zeros(len(instances), dtype=torch.int64)
+        region_of[owner] = torch.arange(len(owner))  # the only one of a real instance
+        region = region_of[torch.searchsorted(instances, real)][row]
         gradient, loss, relabelled, probabilities = {}, {}, {}, None
         counts = torch.bincount(owner, minlength=len(instances)).to(device)
         owner = owner.to(device)
@@ -446,7 +486,7 @@ class ContributionScorer:
         relabelled: dict[str, CacheRows],
         contribution: Contribution,
         real: Tensor,
-        table: _Table,
+        candidates: tuple[Tensor, Tensor] | None,
     ) -> None:
         rows = torch.searchsorted(scored.instance, real)
         self.cache.update(
@@ -460,7 +500,7 @@ class ContributionScorer:
                 )
                 for head, extra in relabelled.items()
             },
-            self._candidates(scored, table),
+            candidates,
         )
         of_real = contribution[rows.to(contribution.score.device)]
         keys = [SCORE_KEY, *(loss_key(head) for head in self.heads)]
@@ -470,6 +510,7 @@ class ContributionScorer:
             self.reference[key].add_gathered(classes, column)
 
     def _candidates(self, scored: _Scored, table: _Table) -> tuple[Tensor, Tensor] | None:
+        """(N,) classes and (N, C) class probabilities of the scored pasted instances."""
         if scored.probabilities is None:
             return None
         pasted = table.pasted[scored.instance]

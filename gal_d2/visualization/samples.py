@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from gal_d2.data.fields import InstanceSource
 from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL, draw_instances, tile
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ def training_sheet(
     pictures = []
     for sample in samples:
         instances = sample["instances"]
-        pasted = instances.instance_source.tolist()
+        sources = instances.instance_source.tolist()
         pictures.append(
             draw_instances(
                 to_rgb(sample["image"], image_format),
                 instances.gt_masks.tensor.numpy(),
                 [class_names[c] for c in instances.gt_classes.tolist()],
-                [PASTED if source else REAL for source in pasted],
+                [PASTED if source == InstanceSource.PASTED else REAL for source in sources],
                 scale=scale,
             )
         )
@@ -136,7 +137,7 @@ def decision_sheet(
     for sample in samples:
         image = to_rgb(sample["image"].cpu(), image_format)
         instances = sample["instances"].to("cpu")
-        pasted = instances[instances.instance_source == 1]
+        pasted = instances[instances.instance_source == InstanceSource.PASTED]
         for k in range(len(pasted)):
             mask = pasted.gt_masks.tensor[k].numpy()
             crops.append(crop_instance(image, mask, cell))

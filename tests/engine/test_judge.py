@@ -52,6 +52,7 @@ def test_rejections_land_on_the_pasted_targets_of_their_image():
 
 class FakeJudge:
     class_groups = torch.tensor([0, 1, 2])
+    metrics = InstanceJudge.metrics
 
     class scorer:
         class cache:

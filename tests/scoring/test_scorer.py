@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
-from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.scoring.scorer import ContributionScorer, RealBatch
 
 OPTIONS = {"reference_size": 8, "reference_min": 1, "momentum": 0.5, "shrinkage": 0.0}
 
@@ -94,6 +94,59 @@ def test_projected_cosines_are_near_the_full_ones(tiny):
     for head in ("box", "mask"):
         difference = results[0].head_score[head] - results[1].head_score[head]
         assert difference.abs().max() < 0.25
+
+
+def test_a_probe_is_learnt_from_in_place_of_the_batch(tiny, batch):
+    scorer = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    features, targets = batch
+    probe = RealBatch(
+        tiny.features(seed=7),
+        tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1), (1, [8, 8, 24, 40], 2, 0, -1)]),
+    )
+    plain = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    for _ in range(2):
+        scored = scorer.step(features, targets, probe=probe)
+        expected = plain.score(features, targets)
+        plain.update(probe.features, probe.targets)
+        # What the pasted ones resemble is known to the step: so are the partners.
+        plain.cache.confusion = scorer.cache.confusion
+        plain.cache._choose_partners()
+        torch.testing.assert_close(scored.score, expected.score, equal_nan=True)
+    assert scorer.cache.count("box").tolist() == [0, 2, 2, 0, 0]  # none of the batch's own
+    assert scored.score.isfinite().all()
+    assert (scorer.cache.partners[1] >= 0).any()
+
+
+def test_a_process_without_probe_images_learns_nothing(tiny, batch):
+    scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    features, targets = batch
+    scorer.step(features, targets, probe=RealBatch(features, [t[:0] for t in targets]))
+    assert scorer.cache.count("box").sum() == 0 and len(scorer.step(features, targets)) == 2
+
+
+def test_with_proposals_real_instances_stay_on_their_boxes(tiny, batch):
+    features, targets = batch
+    by_box = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    by_proposal = ContributionScorer(tiny.roi_heads(), partner_every=1, **OPTIONS)
+    # Targets 0 and 2 of the first image are real: a proposal of theirs does not count.
+    proposals = [
+        (
+            torch.tensor([[18.0, 8, 58, 28], [5, 6, 30, 40], [22, 12, 60, 32], [20, 10, 60, 30]]),
+            torch.tensor([1, 0, 1, 1]),
+        ),
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+    ]
+    for _ in range(3):
+        by_box.step(features, targets)
+        scored = by_proposal.step(features, targets, proposals=proposals)
+    assert scored.num_rois.tolist() == [3, 0]
+    assert scored.score.isnan().tolist()[1]  # no ROI: missing, not zero
+    for head in ("box", "mask"):
+        assert torch.equal(by_box.cache.count(head), by_proposal.cache.count(head))
+        real = torch.tensor([0, 4])
+        torch.testing.assert_close(
+            by_box.cache.real_gradient(head, real), by_proposal.cache.real_gradient(head, real)
+        )
 
 
 def test_one_step_equals_score_then_update(tiny, batch):
