@@ -72,6 +72,10 @@ class RealInstances:
         """Ascending class indices that have an object to draw."""
         return self._classes
 
+    def indices_of(self, class_index: int) -> np.ndarray:
+        """int64 (m,), to be given to :meth:`cut_out`: all objects of a class, in order."""
+        return np.flatnonzero(self._class_of == class_index)
+
     def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
         """Draw ``num`` objects: a class uniformly, then one of its objects uniformly.
 

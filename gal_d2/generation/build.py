@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -11,16 +10,39 @@ from detectron2.utils.registry import Registry
 
 from gal_d2.data.annotation_file import Category, read_categories
 from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.datasets import load_metadata
+from gal_d2.data.datasets import (
+    load_instances,
+    load_metadata,
+    register_instances,
+    require_dataset,
+)
 from gal_d2.errors import UserError
+from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutout_generator import CutoutGenerator, open_candidates
 from gal_d2.generation.filters import AreaFilter, InstanceFilter, TruncationFilter
 from gal_d2.generation.generator import InstanceGenerator
 from gal_d2.generation.journal import recipe_of
+from gal_d2.generation.model_filters import (
+    ClipImageFilter,
+    ClipTextFilter,
+    RealCrops,
+    VisionLanguageFilter,
+)
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore, Segmenter
 from gal_d2.generation.prompts import PromptBook, read_prompt_file
+from gal_d2.generation.segmenters import (
+    ClipSegSegmenter,
+    RembgSegmenter,
+    SamBackgroundSegmenter,
+)
+from gal_d2.generation.stable_diffusion import (
+    StableDiffusionGenerator,
+    load_text_to_image,
+    model_label,
+)
 
-logger = logging.getLogger(__name__)
+SEGMENTERS = ("rembg", "clipseg", "sam")
+FILTERS = ("area", "truncation", "clip_text", "clip_image", "vlm")
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
 GENERATOR_REGISTRY.__doc__ = """
@@ -103,44 +125,187 @@ def build_generator(cfg: CfgNode, categories: Sequence[Category]) -> InstanceGen
     return GENERATOR_REGISTRY.get(name)(cfg, categories)
 
 
+@GENERATOR_REGISTRY.register()
+def stable_diffusion(cfg: CfgNode, categories: Sequence[Category]) -> StableDiffusionGenerator:
+    """A text-to-image model of diffusers: ``GAL.GENERATOR.MODEL``."""
+    options = cfg.GAL.GENERATOR
+    if options.SIZE < 8 or options.SIZE % 8:
+        raise UserError(f"GAL.GENERATOR.SIZE is {options.SIZE}: give a multiple of 8 pixels.")
+    for key in ("BATCH_SIZE", "STEPS"):
+        if options[key] < 1:
+            raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
+    device = generation_device(cfg)
+    pipeline = load_text_to_image(
+        options.MODEL,
+        device=device,
+        dtype=generation_dtype(cfg, device),
+        variant=options.VARIANT,
+        revision=options.REVISION,
+        scheduler=options.SCHEDULER,
+        safety_checker=options.SAFETY_CHECKER,
+        channels_last=options.CHANNELS_LAST,
+        compile_denoiser=options.COMPILE,
+        attention_slicing=options.ATTENTION_SLICING,
+        vae_slicing=options.VAE_SLICING,
+    )
+    return StableDiffusionGenerator(
+        pipeline,
+        model_label(options.MODEL),
+        batch_size=options.BATCH_SIZE,
+        size=options.SIZE,
+        steps=options.STEPS,
+        guidance=options.GUIDANCE,
+        negative_prompt=options.NEGATIVE_PROMPT,
+    )
+
+
 def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
     """The segmenters of ``GAL.GENERATOR.SEGMENTER.NAMES``.
 
     Raises:
         UserError: one is unknown, or its model cannot be loaded.
     """
-    return []
+    options = cfg.GAL.GENERATOR.SEGMENTER
+    device = generation_device(cfg)
+    shared = {
+        "device": device,
+        "dtype": generation_dtype(cfg, device),
+        "batch_size": cfg.GAL.GENERATOR.BATCH_SIZE,
+    }
+    builders = {
+        "rembg": lambda: [
+            RembgSegmenter.load(model, file=options.REMBG.FILE, device=device)
+            for model in options.REMBG.MODELS
+        ],
+        "clipseg": lambda: [ClipSegSegmenter.load(options.CLIPSEG.MODEL, **shared)],
+        "sam": lambda: [
+            SamBackgroundSegmenter.load(options.SAM.MODEL, margin=options.SAM.MARGIN, **shared)
+        ],
+    }
+    _check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.NAMES, SEGMENTERS)
+    return [segmenter for name in options.NAMES for segmenter in builders[name]()]
 
 
-def build_filters(cfg: CfgNode) -> list[InstanceFilter]:
+def build_filters(
+    cfg: CfgNode, categories: Sequence[Category], clip: ClipScorer | None = None
+) -> list[InstanceFilter]:
     """The filters of ``GAL.GENERATOR.FILTER.NAMES``, in order.
+
+    Args:
+        cfg: the whole config.
+        categories: of the data set.
+        clip: for the filters that need it; loaded if it is not given.
 
     Raises:
         UserError: one is unknown, or its model cannot be loaded.
     """
     options = cfg.GAL.GENERATOR.FILTER
+    _check_names("GAL.GENERATOR.FILTER.NAMES", options.NAMES, FILTERS)
+    if clip is None and {"clip_text", "clip_image"} & set(options.NAMES):
+        clip = build_clip(cfg)
     builders = {
         "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
         "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
+        "clip_text": lambda: ClipTextFilter(
+            clip, options.CLIP_TEXT.MIN, options.CLIP_TEXT.TOLERANCE
+        ),
+        "clip_image": lambda: ClipImageFilter(
+            clip, build_real_crops(cfg, categories), options.CLIP_IMAGE.MIN
+        ),
+        "vlm": lambda: build_vision_language_filter(cfg),
     }
-    for name in options.NAMES:
-        if name not in builders:
-            raise UserError(
-                f"GAL.GENERATOR.FILTER.NAMES has '{name}': choose from {', '.join(builders)}."
-            )
     return [builders[name]() for name in options.NAMES]
 
 
-def build_cutter(cfg: CfgNode, categories: Sequence[Category]) -> InstanceCutter:
+def build_clip(cfg: CfgNode) -> ClipScorer:
+    """The CLIP model of filters and of the choice between masks.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    device = generation_device(cfg)
+    return ClipScorer.load(
+        cfg.GAL.GENERATOR.FILTER.CLIP.MODEL,
+        device=device,
+        dtype=generation_dtype(cfg, device),
+        batch_size=cfg.GAL.GENERATOR.BATCH_SIZE,
+    )
+
+
+def build_real_crops(cfg: CfgNode, categories: Sequence[Category]) -> RealCrops:
+    """Real objects of the training set, which must be there with its images.
+
+    Raises:
+        UserError: it is not.
+    """
+    dicts: list[dict] = []
+    if cfg.GAL.DATA.TRAIN:
+        register_instances("gal_train", *cfg.GAL.DATA.TRAIN, replace=True)
+        names = ("gal_train",)
+    else:
+        names = cfg.DATASETS.TRAIN
+    for name in names:
+        require_dataset(name)
+        dicts += load_instances(name)
+    count = cfg.GAL.GENERATOR.FILTER.CLIP_IMAGE.MAX_REAL
+    return RealCrops(dicts, [category.id for category in categories], count=count)
+
+
+def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
+    """The filter that asks a vision-language model.
+
+    Raises:
+        UserError: the model cannot be loaded, or the question has an unknown field.
+    """
+    options = cfg.GAL.GENERATOR.FILTER.VLM
+    try:
+        options.QUESTION.format(name="", definition="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"GAL.GENERATOR.FILTER.VLM.QUESTION is '{options.QUESTION}': its fields may be "
+            "{name} and {definition}."
+        ) from error
+    device = generation_device(cfg)
+    return VisionLanguageFilter.load(
+        options.MODEL,
+        device=device,
+        dtype=generation_dtype(cfg, device),
+        question=options.QUESTION,
+        minimum=options.MIN,
+        batch_size=options.BATCH_SIZE,
+    )
+
+
+def build_cutter(
+    cfg: CfgNode, categories: Sequence[Category], *, draws_alpha: bool = False
+) -> InstanceCutter:
     """Segmenters and filters.
+
+    Args:
+        cfg: the whole config.
+        categories: of the data set.
+        draws_alpha: the generator cuts out by itself, so no segmenter is loaded.
 
     Raises:
         UserError: one is unknown, or a model cannot be loaded.
     """
+    options = cfg.GAL.GENERATOR.SEGMENTER
+    if not 1 <= options.THRESHOLD <= 255:
+        raise UserError(f"GAL.GENERATOR.SEGMENTER.THRESHOLD is {options.THRESHOLD}: give 1 to 255.")
+    if not options.NAMES and not draws_alpha:
+        raise UserError(
+            "GAL.GENERATOR.SEGMENTER.NAMES is empty, but the generator draws no alpha channel: "
+            f"name some of {', '.join(SEGMENTERS)}."
+        )
+    segmenters = [] if draws_alpha else build_segmenters(cfg)
+    clip = None
+    if len(segmenters) > 1 or {"clip_text", "clip_image"} & set(cfg.GAL.GENERATOR.FILTER.NAMES):
+        clip = build_clip(cfg)
     return InstanceCutter(
-        build_segmenters(cfg),
-        build_filters(cfg),
-        threshold=cfg.GAL.GENERATOR.SEGMENTER.THRESHOLD,
+        segmenters,
+        build_filters(cfg, categories, clip),
+        similarity=clip,
+        threshold=options.THRESHOLD,
     )
 
 
@@ -173,15 +338,26 @@ def build_pipeline(
     """
     if categories is None:
         categories = load_generation_categories(cfg)
-    return InstancePipeline(
-        build_generator(cfg, categories), build_cutter(cfg, categories), build_store(cfg, root)
-    )
+    generator = build_generator(cfg, categories)
+    cutter = build_cutter(cfg, categories, draws_alpha=draws_alpha(generator))
+    return InstancePipeline(generator, cutter, build_store(cfg, root))
+
+
+def draws_alpha(generator: InstanceGenerator) -> bool:
+    """Whether every image of a generator comes with an alpha channel."""
+    return bool(getattr(generator, "draws_alpha", False))
 
 
 def generation_recipe(cfg: CfgNode) -> str:
     """A short name of all options that decide what is drawn and kept."""
     settings = to_plain(cfg.GAL.GENERATOR)
     return recipe_of({key: settings[key] for key in _RECIPE})
+
+
+def _check_names(key: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{key} has '{name}': choose from {', '.join(known)}.")
 
 
 def to_plain(node: CfgNode) -> dict:

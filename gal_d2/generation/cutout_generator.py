@@ -25,7 +25,13 @@ UNREADABLE = "unreadable"  # the candidate's file or row is damaged
 
 
 class Candidates(Protocol):
-    """Pictures by category, in a fixed order."""
+    """Pictures by category, in a fixed order.
+
+    Attributes:
+        draws_alpha: whether all of them are cut out.
+    """
+
+    draws_alpha: bool
 
     def count(self, category_id: int) -> int:
         """How many there are of a category."""
@@ -42,6 +48,8 @@ class PoolCandidates:
     Args:
         pool: read from.
     """
+
+    draws_alpha = True
 
     def __init__(self, pool: InstancePool) -> None:
         self.pool = pool
@@ -70,6 +78,8 @@ class FolderCandidates:
     Raises:
         UserError: there is no such folder, or nothing of these categories in it.
     """
+
+    draws_alpha = False
 
     def __init__(self, root: str | Path, names: CategoryNames) -> None:
         self._files: dict[int, list[ImageFile]] = {}
@@ -118,6 +128,11 @@ class CutoutGenerator:
         self.candidates = candidates
         self.seed = seed
         self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def draws_alpha(self) -> bool:
+        """Whether every image comes cut out, so that no segmenter is needed."""
+        return self.candidates.draws_alpha
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GeneratedImage]:
         """See :class:`gal_d2.generation.generator.InstanceGenerator`."""

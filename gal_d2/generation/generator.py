@@ -75,6 +75,9 @@ class InstanceGenerator(Protocol):
 
     What it draws for a request depends on that request (and on the generator's own settings) alone:
     generation is interrupted, spread over machines and resumed, and must not notice.
+
+    One whose every image has an alpha channel says so with an attribute ``draws_alpha = True``, and
+    no segmenter is loaded.
     """
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[GeneratedImage]:
