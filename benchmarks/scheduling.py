@@ -163,7 +163,7 @@ def plot(curves: dict[str, np.ndarray], num_rare: int, path: Path) -> None:
 def main(args: argparse.Namespace) -> None:
     curves = run(args.categories, args.images, range(args.seeds))
     num_rare = round(SHARES["r"] * args.categories)
-    targets = args.target, round(0.75 * num_rare)
+    targets = args.target, round(0.5 * num_rare)
     print(
         f"{args.categories} categories, {num_rare} of them rare; {args.images} images; mean over "
         f"{args.seeds} seeds (a target that is not reached in one of them: nan). Images drawn "

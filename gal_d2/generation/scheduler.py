@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -382,7 +382,7 @@ def build_scheduler(
     )
 
 
-def shares(scheduler: CategoryScheduler, frequency: dict[int, str]) -> dict[str, float]:
+def group_shares(scheduler: CategoryScheduler, frequency: Mapping[int, str]) -> dict[str, float]:
     """Share of the draws by frequency group ("r", "c", "f"); empty before the first.
 
     Args:
