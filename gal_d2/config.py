@@ -90,8 +90,18 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL = CfgNode()
     # Folder of the instance pool (Arrow shards).
     gal.POOL.ROOT = ""
-    # Which cut-outs are pasted: a name in POOL_SAMPLER_REGISTRY.
+    # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "ledger"
+    # (class uniform, then a cut-out the less often the poorer it scored so far), or another name in
+    # POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
+    # "ledger": how often the poorest cut-out of a class is drawn, relative to one never scored.
+    gal.POOL.MIN_WEIGHT = 0.1
+
+    # State that samples depend on (the ledger's, a growing pool's) changes for them every PERIOD
+    # steps, LAG periods late: LAG x PERIOD covers the batches that the loader makes ahead.
+    gal.SNAPSHOTS = CfgNode()
+    gal.SNAPSHOTS.PERIOD = 100
+    gal.SNAPSHOTS.LAG = 1
 
     gal.COPY_PASTE = CfgNode()
     gal.COPY_PASTE.ENABLED = False

@@ -315,7 +315,8 @@ class CopyPasteMapper:
             is_real = rng.random(num) < self.real_fraction
             real_indices = iter(self.real_instances.sample(int(is_real.sum()), rng).tolist())
         if self.sampler is not None:
-            pool_ids = iter(self.sampler.sample(int((~is_real).sum()), rng).tolist())
+            step = dataset_dict.get("sample_step", 0)
+            pool_ids = iter(self.sampler.sample(int((~is_real).sum()), rng, step).tolist())
 
         for from_real in is_real.tolist():
             pool_id = NO_POOL_ID

@@ -19,6 +19,8 @@ import torch
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from gal_d2.data.snapshots import PREFETCH_FACTOR
+
 # How many other images are tried, in turn, when the mapper cannot use one.
 MAX_REPLACEMENTS = 10
 
@@ -166,6 +168,7 @@ class TrainingLoader:
             SeededSamples(self.dataset, self.mapper, self.seed),
             batch_sampler=_Restartable(self.keys),
             num_workers=self.num_workers,
+            prefetch_factor=PREFETCH_FACTOR if self.num_workers else None,
             collate_fn=_as_list,
             worker_init_fn=_init_worker,
             generator=torch.Generator(),  # else starting to load draws from the global one

@@ -266,10 +266,11 @@ class BatchJudge(Judge):
         return {} if math.isnan(threshold) else {"gal/threshold": threshold}
 
     def state_dict(self) -> dict:
-        return {"cache": self.cache.state_dict(), "rule": self.rule.state_dict()}
+        own = {"cache": self.cache.state_dict(), "rule": self.rule.state_dict()}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
-        self._restored = True
+        super().load_state_dict(state)
         if "cache" not in state or "rule" not in state:
             logger.warning(
                 "The checkpoint was made with GAL.ACCEPT.UNIT 'instance': the gradient on real "

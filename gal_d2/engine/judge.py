@@ -35,6 +35,7 @@ from gal_d2.scoring.acceptance import (
     step_generator,
 )
 from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.ledger import LedgerWriter
 from gal_d2.scoring.proposals import sample_proposals
 from gal_d2.scoring.scorer import ContributionScorer, RealBatch
@@ -70,6 +71,7 @@ class Judge(ABC):
 
     Attributes:
         class_groups: (C,) int64, frequency group of each class, an index into ``GROUPS``.
+        evidence: the scores of each cut-out so far; None unless the pool's sampler asks for it.
         verdict: of the last step; None before the first.
     """
 
@@ -87,6 +89,11 @@ class Judge(ABC):
             rank=comm.get_rank(),
             num_processes=comm.get_world_size(),
         )
+        self.evidence: EvidenceStore | None = None
+        if cfg.GAL.POOL.SAMPLER == "ledger":
+            self.evidence = EvidenceStore(
+                len(self.class_groups), prior_count=cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT
+            )
         self.max_steps = cfg.SOLVER.MAX_ITER
         self.seed = seed
         self.step = 0
@@ -105,21 +112,30 @@ class Judge(ABC):
         return batch
 
     def record(self, contribution: Contribution, decision: Decision, seconds: float) -> None:
-        """Enter the step's N instances and what became of them."""
+        """Enter the step's N instances and what became of them. A collective call."""
         self.ledger.append(self.step, contribution, decision, self.image_ids)
+        if self.evidence is not None:
+            score = contribution.score.masked_fill(self._is_young(contribution), torch.nan)
+            self.evidence.update(contribution.pool_id, contribution.gt_class, score)
         self.verdict = Verdict(contribution, decision, seconds)
 
+    def _is_young(self, contribution: Contribution) -> Tensor:
+        """(N,) bool: whose score is not worth remembering."""
+        return torch.zeros_like(contribution.score, dtype=torch.bool)
+
+    @abstractmethod
     def metrics(self) -> dict[str, float]:
         """Scalars of the last step besides those of :func:`decision_metrics`."""
-        return {}
 
-    @abstractmethod
     def state_dict(self) -> dict:
         """Tensors, numbers and strings only, in nested dicts."""
+        return {} if self.evidence is None else {"evidence": self.evidence.state_dict()}
 
-    @abstractmethod
     def load_state_dict(self, state: dict) -> None:
         """Restore what :meth:`state_dict` gave; a warning where it is of another kind."""
+        self._restored = True
+        if self.evidence is not None:
+            self.evidence.load_state_dict(state.get("evidence", {}))
 
     def resume(self, step: int) -> None:
         """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
@@ -187,6 +203,7 @@ class InstanceJudge(Judge):
             max_counterfactuals=node.MAX_COUNTERFACTUALS,
         )
         self.policy = build_acceptance_policy(cfg)
+        self.min_age = cfg.GAL.ACCEPT.WARM_UP.MIN_AGE
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
         self._probe = probe_samples(batch) if self.model is not None else []
@@ -270,11 +287,16 @@ class InstanceJudge(Judge):
             masks.append(mask)
         return masks
 
+    def _is_young(self, contribution: Contribution) -> Tensor:
+        age = self.scorer.cache.num_updates[contribution.gt_class.cpu()]
+        return (age < self.min_age).to(contribution.score.device)
+
     def state_dict(self) -> dict:
-        return {"scorer": self.scorer.state_dict(), "policy": self.policy.state_dict()}
+        own = {"scorer": self.scorer.state_dict(), "policy": self.policy.state_dict()}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: dict) -> None:
-        self._restored = True
+        super().load_state_dict(state)
         if self.scorer.load_state_dict(state.get("scorer")):
             self.policy.load_state_dict(state["policy"])
 

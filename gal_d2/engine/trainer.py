@@ -27,10 +27,12 @@ import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
 from gal_d2.data.probe import split_probe
+from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
+from gal_d2.engine.snapshot_hook import SnapshotHook, Source, evidence_source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -102,7 +104,7 @@ class GALTrainer(DefaultTrainer):
         self.seed = state_dict["seed"]
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, learning rate, EMA, judge, checkpoints, evaluation and metrics, in this order."""
+        """Timing, learning rate, EMA, judge, snapshots, checkpoints, evaluation and metrics."""
         cfg = self.cfg
         built = [StepSeed(), hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema:
@@ -118,6 +120,15 @@ class GALTrainer(DefaultTrainer):
                     dataset_name=cfg.DATASETS.TRAIN[0],
                 )
             )
+        sources = self.build_snapshot_sources()
+        if sources:
+            built.append(
+                SnapshotHook(
+                    Snapshots.from_config(cfg),
+                    sources,
+                    checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+                )
+            )
         if comm.is_main_process():
             built.append(
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
@@ -126,6 +137,19 @@ class GALTrainer(DefaultTrainer):
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return built
+
+    def build_snapshot_sources(self) -> dict[str, Source]:
+        """State that changes while training and that samples depend on, by name."""
+        sources: dict[str, Source] = {}
+        mapper = self._trainer.data_loader.mapper
+        if self.judge and self.judge.evidence is not None and mapper.pool is not None:
+            sources["evidence"] = evidence_source(
+                self.judge.evidence,
+                mapper.pool,
+                mapper.class_of_category,
+                min_weight=self.cfg.GAL.POOL.MIN_WEIGHT,
+            )
+        return sources
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""

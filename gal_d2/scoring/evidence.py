@@ -119,6 +119,11 @@ class EvidenceStore:
         """Number of cut-outs that were scored at least once."""
         return len(self._index)
 
+    @property
+    def pool_ids(self) -> np.ndarray:
+        """(n,) int64: the cut-outs that were scored at least once, in the order of their first."""
+        return self._ids[: len(self)].copy()
+
     def update(self, pool_ids: Tensor, classes: Tensor, scores: Tensor) -> None:
         """Add the scores of all processes; a collective call, also for a process without rows.
 

@@ -13,9 +13,12 @@ from gal_d2 import add_gal_config
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.pool_sampler import (
     POOL_SAMPLER_REGISTRY,
+    LedgerSampler,
     UniformClassSampler,
     build_pool_sampler,
+    weights_of,
 )
+from gal_d2.data.snapshots import Snapshots
 from gal_d2.errors import UserError
 
 
@@ -84,3 +87,64 @@ def test_build_by_name(tmp_path: Path) -> None:
     cfg.GAL.POOL.SAMPLER = "best"
     with pytest.raises(UserError, match=r"SAMPLER is 'best'; registered are: .*uniform_class"):
         build_pool_sampler(cfg, InstancePool(tmp_path), [1])
+
+
+def shares(sampler: LedgerSampler, pool_ids: np.ndarray, step: int) -> np.ndarray:
+    drawn = sampler.sample(8000, np.random.default_rng(0), step)
+    return np.array([(drawn == pool_id).mean() for pool_id in pool_ids])
+
+
+def test_ledger_draws_by_weight_within_the_class(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", {3: 4, 5: 1})
+    pool = InstancePool(tmp_path / "pool")
+    snapshots = Snapshots(tmp_path / "snapshots", period=10)
+    sampler = LedgerSampler(pool, [3, 5], snapshots)
+    ids = pool.ids(3)
+    known = np.sort(ids[[1, 3]])
+    weights = np.where(known == ids[1], 0.2, 0.8)
+    snapshots.write(0, {})
+    snapshots.write(1, {"evidence.pool_ids": known, "evidence.weights": weights})
+    assert shares(sampler, ids, 19) == pytest.approx([1 / 8] * 4, abs=0.015)
+    # Half of the draws are class 5's; the unknown two have weight 1.
+    expected = np.array([1, 0.2, 1, 0.8]) / 3 / 2
+    assert shares(sampler, ids, 20) == pytest.approx(expected, abs=0.015)
+    assert shares(sampler, pool.ids(5), 20) == pytest.approx([0.5], abs=0.02)
+    assert shares(sampler, ids, 0) == pytest.approx([1 / 8] * 4, abs=0.015)  # and back again
+
+
+def test_ledger_draws_are_a_function_of_generator_and_step(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", {1: 5, 2: 5})
+    pool = InstancePool(tmp_path / "pool")
+    snapshots = Snapshots(tmp_path / "snapshots", period=10)
+    known = pool.all_ids()
+    snapshots.write(0, {"evidence.pool_ids": known, "evidence.weights": np.linspace(0.1, 1, 10)})
+    sampler = LedgerSampler(pool, [1, 2], snapshots)
+    sampler.sample(5, np.random.default_rng(1), 3)
+    copied = pickle.loads(pickle.dumps(sampler))
+    draws = [s.sample(20, np.random.default_rng(7), 4).tolist() for s in (sampler, copied)]
+    assert draws[0] == draws[1]
+    empty = InstancePool(tmp_path / "nothing", allow_empty=True)
+    nothing = LedgerSampler(empty, [1], snapshots).sample(3, np.random.default_rng(0))
+    assert nothing.shape == (0,)
+
+
+def test_weights_of_unknown_cut_outs_are_one() -> None:
+    nothing = np.empty(0)
+    assert weights_of(np.array([4, 2]), nothing, nothing).tolist() == [1, 1]
+    known, weights = np.array([2, 6]), np.array([0.5, 0.3])
+    assert weights_of(np.array([9, 2, 1, 6]), known, weights).tolist() == [1, 0.5, 1, 0.3]
+
+
+def test_ledger_needs_scores(tmp_path: Path) -> None:
+    fill(tmp_path, {1: 1})
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.GAL.POOL.SAMPLER = "ledger"
+    pool = InstancePool(tmp_path)
+    with pytest.raises(UserError, match="GAL.SCORER.ENABLED is off"):
+        build_pool_sampler(cfg, pool, [1])
+    cfg.GAL.SCORER.ENABLED = True
+    assert isinstance(build_pool_sampler(cfg, pool, [1]), LedgerSampler)
+    cfg.GAL.POOL.MIN_WEIGHT = 0.0
+    with pytest.raises(UserError, match=r"MIN_WEIGHT is 0.0: set it to a value in \(0, 1\]"):
+        build_pool_sampler(cfg, pool, [1])

@@ -1,0 +1,109 @@
+"""Takes the snapshots that samples depend on; :mod:`gal_d2.data.snapshots` says what they are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch.distributed as dist
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from gal_d2.data.pool import InstancePool
+from gal_d2.data.snapshots import Snapshots
+from gal_d2.scoring.evidence import EvidenceStore
+
+logger = logging.getLogger(__name__)
+
+Source = Callable[[], Mapping[str, np.ndarray]]
+"""Gives the state of one part as named arrays; called on the main process only."""
+
+
+class SnapshotHook(HookBase):
+    """Takes a snapshot before step 0 and every ``snapshots.period`` steps.
+
+    It stands before the checkpointer: the snapshots that a checkpoint's next step needs are there
+    when the checkpoint is. The main process's state is what all processes get.
+
+    Args:
+        snapshots: where they go.
+        sources: by name; an array ``a`` of source ``s`` is ``"s.a"`` in the snapshot.
+        checkpoint_period: steps between two checkpoints; what the last one needs is kept.
+    """
+
+    def __init__(
+        self, snapshots: Snapshots, sources: Mapping[str, Source], *, checkpoint_period: int
+    ) -> None:
+        self.snapshots = snapshots
+        self.sources = dict(sources)
+        self.checkpoint_period = checkpoint_period
+
+    def before_train(self) -> None:
+        start = self.trainer.start_iter
+        missing = []
+        if comm.get_local_rank() == 0:
+            missing = self.snapshots.resume(start)
+        missing = comm.all_gather(missing)[0]
+        if start > 0 and missing:
+            logger.warning(
+                "%s lacks snapshots that the samples of steps from %d on depend on: they see the "
+                "state of that step. To repeat a run bit for bit, resume it in its own OUTPUT_DIR.",
+                self.snapshots.folder,
+                start,
+            )
+        for number in missing:
+            self._take(number)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.snapshots.period == 0:
+            # The checkpoint of this very step, if there is one, is not there yet.
+            last_checkpoint = (done - 1) // self.checkpoint_period * self.checkpoint_period
+            if comm.get_local_rank() == 0:
+                self.snapshots.prune(last_checkpoint)
+            self._take(done // self.snapshots.period)
+
+    def _take(self, number: int) -> None:
+        arrays: list[dict[str, np.ndarray] | None] = [None]
+        if comm.is_main_process():
+            arrays[0] = {
+                f"{source}.{name}": array
+                for source, state in self.sources.items()
+                for name, array in state().items()
+            }
+        if comm.get_world_size() > 1:
+            dist.broadcast_object_list(arrays)
+        if comm.get_local_rank() == 0:  # each machine, in case they do not share the folder
+            self.snapshots.write(number, arrays[0])
+        comm.synchronize()  # no process makes samples that need it before
+
+
+def evidence_source(
+    evidence: EvidenceStore,
+    pool: InstancePool,
+    class_of_category: Mapping[int, int],
+    *,
+    min_weight: float,
+) -> Source:
+    """What the sampler ``ledger`` reads: each scored cut-out's weight.
+
+    The arrays are ``pool_ids``, (n,) int64 ascending, and ``weights``, (n,) float64 relative to a
+    cut-out that was never scored.
+
+    Args:
+        evidence: of the judge.
+        pool: that is pasted from.
+        class_of_category: category id (as in the JSON) -> class index.
+        min_weight: of the poorest cut-out.
+    """
+
+    def state() -> dict[str, np.ndarray]:
+        pool_ids = np.sort(evidence.pool_ids)
+        pool_ids = pool_ids[pool.contains(pool_ids)]
+        categories, inverse = np.unique(pool.category_of(pool_ids), return_inverse=True)
+        classes = np.array([class_of_category[c] for c in categories.tolist()], dtype=np.int64)
+        weights = evidence.sampling_weights(pool_ids, classes[inverse], floor=min_weight)
+        return {"pool_ids": pool_ids, "weights": weights}
+
+    return state
