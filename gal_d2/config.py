@@ -181,6 +181,14 @@ def _add_generator_keys(gal: CfgNode) -> None:
     # YAML or JSON file, category -> list of templates, for categories that want their own.
     gal.GENERATOR.PROMPT.FILE = ""
 
+    gal.GENERATOR.RAY = CfgNode()
+    # Actors that generate (0: one for each GPU of the cluster, two without GPUs), and that segment
+    # and filter (0: as many).
+    gal.GENERATOR.RAY.GENERATORS = 0
+    gal.GENERATOR.RAY.CUTTERS = 0
+    # Share of a GPU that segmenting and filtering gets; generating gets the rest.
+    gal.GENERATOR.RAY.GPUS_PER_CUTTER = 0.25
+
     _add_segmenter_keys(gal.GENERATOR)
     _add_filter_keys(gal.GENERATOR)
 

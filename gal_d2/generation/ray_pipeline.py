@@ -1,0 +1,254 @@
+"""The pipeline on a Ray cluster: actors that draw, actors that cut out, one process that stores.
+
+The driver hands units of work to the generators, the images (which stay in Ray's object store) to
+the cutters, and writes what comes back. It keeps only a few units on their way, so that no one runs
+ahead of the slowest stage. When an actor dies, Ray starts it anew and the driver does its units
+again; a unit that was stored is never handed out again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gal_d2.errors import UserError
+from gal_d2.generation.generator import GeneratedImage, GenerationRequest, InstanceGenerator
+from gal_d2.generation.hub import require_package
+from gal_d2.generation.journal import Outcome
+from gal_d2.generation.pipeline import CheckedImage, InstanceCutter, PoolStore
+from gal_d2.generation.work import WorkUnit
+
+logger = logging.getLogger(__name__)
+
+# A unit whose actors die so often is given up, and the run with it.
+_MAX_TRIES = 4
+# Units at each actor: one in work, one waiting, so that it need not idle.
+_AT_ACTOR = 2
+
+
+class GeneratorWorker:
+    """Draws, in a process of its own; the model is loaded with the first call.
+
+    Args:
+        make: builds the generator. It is pickled.
+    """
+
+    def __init__(self, make: Callable[[], InstanceGenerator]) -> None:
+        self._make = make
+        self._generator: InstanceGenerator | None = None
+
+    def draw(self, requests: Sequence[GenerationRequest]) -> tuple[list[GeneratedImage], int]:
+        """Images of requests, and this process's id.
+
+        Two results: the images stay in the object store, and the small one tells the driver that
+        they are there.
+        """
+        if self._generator is None:
+            self._generator = self._make()
+        return self._generator.generate(requests), os.getpid()
+
+
+class CutterWorker:
+    """Segments and filters, in a process of its own; models are loaded with the first call.
+
+    Args:
+        make: builds the cutter; it is pickled, and called with ``draws_alpha=True`` while every
+            image brings an alpha channel, so that no segmenter is loaded in vain.
+    """
+
+    def __init__(self, make: Callable[..., InstanceCutter]) -> None:
+        self._make = make
+        self._cutter: InstanceCutter | None = None
+        self._draws_alpha = True
+
+    def check(self, images: Sequence[GeneratedImage]) -> list[CheckedImage]:
+        """See :meth:`gal_d2.generation.pipeline.InstanceCutter.check`."""
+        opaque = any(image.alpha is None and not image.reason for image in images)
+        if self._cutter is None or (opaque and self._draws_alpha):
+            self._draws_alpha = not opaque
+            self._cutter = self._make(draws_alpha=not opaque)
+        return self._cutter.check(images)
+
+
+@dataclass(eq=False)
+class _Task:
+    """A unit at an actor: ``signal`` is what is waited for, ``images`` what a generator makes."""
+
+    unit: WorkUnit
+    actor: int
+    signal: Any
+    images: Any = None
+
+
+class RayRunner:
+    """Runs units of work on a Ray cluster; a context manager that starts and ends the actors.
+
+    Args:
+        make_generator, make_cutter: build what the actors run; see :class:`GeneratorWorker` and
+            :class:`CutterWorker`.
+        address: of a cluster ("auto", "ray://HOST:10001"), or "local" for one on this machine.
+        generators: number of generating actors; 0: one for each GPU of the cluster, or two without.
+        cutters: number of cutting actors; 0: as many.
+        gpus_per_cutter: share of a GPU that a cutter gets, and a generator leaves to it; without
+            GPUs each actor gets a CPU.
+
+    Raises:
+        UserError: Ray is missing, or there is no cluster at the address.
+    """
+
+    def __init__(
+        self,
+        make_generator: Callable[[], InstanceGenerator],
+        make_cutter: Callable[..., InstanceCutter],
+        *,
+        address: str = "local",
+        generators: int = 0,
+        cutters: int = 0,
+        gpus_per_cutter: float = 0.25,
+    ) -> None:
+        self._ray = require_package("ray", "--ray")
+        self._make_generator = make_generator
+        self._make_cutter = make_cutter
+        self._address = address
+        self._num_generators = generators
+        self._num_cutters = cutters
+        self._gpus_per_cutter = gpus_per_cutter
+        self._generators: list[Any] = []
+        self._cutters: list[Any] = []
+        self._started_ray = False
+
+    def __enter__(self) -> RayRunner:
+        ray = self._ray
+        if not ray.is_initialized():
+            options = {"include_dashboard": False} if self._address == "local" else {}
+            try:
+                ray.init(
+                    address=self._address,
+                    logging_level=logging.WARNING,
+                    log_to_driver=True,
+                    **options,
+                )
+            except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(
+                    f"--ray {self._address}: no Ray cluster can be reached there ({reason}); start "
+                    "one with `ray start --head`, or leave the address out"
+                ) from error
+            self._started_ray = True
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        generators = self._num_generators or gpus or 2
+        cutters = self._num_cutters or generators
+        share = self._gpus_per_cutter if gpus else 0
+        drawing = (
+            {"num_gpus": 1 - share} if gpus else {"num_cpus": _cpu_share(ray, generators + cutters)}
+        )
+        cutting = {"num_gpus": share, "num_cpus": 1} if gpus else drawing
+        generator_class = ray.remote(max_restarts=-1, **drawing)(GeneratorWorker)
+        cutter_class = ray.remote(max_restarts=-1, **cutting)(CutterWorker)
+        self._generators = [generator_class.remote(self._make_generator) for _ in range(generators)]
+        self._cutters = [cutter_class.remote(self._make_cutter) for _ in range(cutters)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for actor in (*self._generators, *self._cutters):
+            self._ray.kill(actor)
+        self._generators, self._cutters = [], []
+        if self._started_ray:
+            self._ray.shutdown()
+
+    def run(self, units: Sequence[WorkUnit], store: PoolStore) -> Iterator[list[Outcome]]:
+        """Do all units, in any order; yields what became of each as it is stored.
+
+        Args:
+            units: each once.
+            store: the pool; only this process writes to it.
+
+        Raises:
+            UserError: an option is wrong (an actor says so), the pool cannot be written to, or
+                the actors that a unit is given to die again and again.
+        """
+        waiting = deque(units)
+        drawn: deque[_Task] = deque()
+        drawing: list[_Task] = []
+        cutting: list[_Task] = []
+        tries: Counter = Counter()
+        while waiting or drawn or drawing or cutting:
+            self._hand_out(waiting, drawn, drawing, cutting)
+            ready, _ = self._ray.wait([task.signal for task in (*drawing, *cutting)])
+            for task in [task for task in drawing if task.signal in ready]:
+                drawing.remove(task)
+                if self._result(task, tries) is None:
+                    waiting.appendleft(task.unit)
+                else:
+                    drawn.append(task)
+            for task in [task for task in cutting if task.signal in ready]:
+                cutting.remove(task)
+                checked = self._result(task, tries)
+                if checked is None:
+                    waiting.appendleft(task.unit)
+                else:
+                    yield store.add(checked)
+
+    def _hand_out(
+        self,
+        waiting: deque[WorkUnit],
+        drawn: deque[_Task],
+        drawing: list[_Task],
+        cutting: list[_Task],
+    ) -> None:
+        """Give work to the actors that have room for it."""
+        while drawn and len(cutting) < _AT_ACTOR * len(self._cutters):
+            task = drawn.popleft()
+            actor = _least_busy(len(self._cutters), cutting)
+            signal = self._cutters[actor].check.remote(task.images)
+            cutting.append(_Task(task.unit, actor, signal))
+        # Back-pressure: images that no cutter has room for keep the generators waiting.
+        room = _AT_ACTOR * len(self._generators) - len(drawn)
+        while waiting and len(drawing) < room:
+            unit = waiting.popleft()
+            actor = _least_busy(len(self._generators), drawing)
+            method = self._generators[actor].draw.options(num_returns=2)
+            images, signal = method.remote(list(unit.requests))
+            drawing.append(_Task(unit, actor, signal, images))
+
+    def _result(self, task: _Task, tries: Counter) -> Any | None:
+        """What an actor has returned; None if it died, and the unit has to be done again."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(task.signal)
+        except errors.RayTaskError as error:
+            # The exception that was raised in the actor: a user's mistake keeps its sentence.
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            if not isinstance(error.cause, errors.RayError):
+                raise
+            reason: Exception = error  # the images were lost with the machine that held them
+        except (errors.RayActorError, errors.ObjectLostError) as error:
+            reason = error
+        tries[task.unit.number] += 1
+        logger.warning(
+            "An actor died with images of category %d; they are drawn again (%s)",
+            task.unit.category_id,
+            " ".join(str(reason).split())[:200],
+        )
+        if tries[task.unit.number] >= _MAX_TRIES:
+            raise UserError(
+                f"Ray actors died {_MAX_TRIES} times over the same images of category "
+                f"{task.unit.category_id} ({' '.join(str(reason).split())[:300]}); see Ray's logs: "
+                "most often memory is short, so lower GAL.GENERATOR.BATCH_SIZE"
+            ) from reason
+        return None
+
+
+def _least_busy(count: int, tasks: Sequence[_Task]) -> int:
+    load = Counter(task.actor for task in tasks)
+    return min(range(count), key=lambda actor: load[actor])
+
+
+def _cpu_share(ray: Any, actors: int) -> float:
+    """CPUs for each actor: one, or less where there are fewer CPUs than actors."""
+    return min(1.0, ray.cluster_resources().get("CPU", 1) / actors)

@@ -1,0 +1,72 @@
+"""Pictures of what is in an instance pool, a sheet for each category."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from gal_d2.data.annotation_file import Category
+from gal_d2.data.cut_out import CorruptCutOutError, CutOut
+from gal_d2.data.pool import InstancePool
+from gal_d2.visualization.contact_sheet import save_png, tile
+
+_CELL = 128
+_LIGHT, _DARK, _SQUARE = 235, 200, 8  # a chequerboard shows what is transparent
+
+
+def write_pool_sheets(
+    root: str | Path, categories: Iterable[Category], folder: str | Path, *, count: int = 48
+) -> list[Path]:
+    """Write ``ID_NAME.png`` for each category that the pool has, and return the paths.
+
+    Args:
+        root: the pool's folder.
+        categories: which ones.
+        folder: created if it does not exist.
+        count: cut-outs of a sheet, spread evenly over the category's ids.
+    """
+    pool = InstancePool(root, allow_empty=True)
+    paths = []
+    for category in categories:
+        ids = pool.ids(category.id)
+        if not len(ids):
+            continue
+        chosen = ids[np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int)]
+        pictures, captions = [], []
+        for pool_id in chosen:
+            try:
+                cut_out = pool.get(int(pool_id))
+            except CorruptCutOutError:  # the pool has logged it
+                continue
+            pictures.append(on_chequers(cut_out.rgba, _CELL))
+            captions.append(_caption(cut_out))
+        if not pictures:
+            continue
+        title = f"{category.name}: {len(pictures)} of {len(ids):,} cut-outs"
+        sheet = tile(pictures, columns=8, title=title, captions=captions)
+        name = "".join(c if c.isalnum() or c in "-_()" else "_" for c in category.name)
+        paths.append(save_png(sheet, Path(folder) / f"{category.id:04d}_{name}.png"))
+    return paths
+
+
+def on_chequers(rgba: np.ndarray, side: int) -> np.ndarray:
+    """A cut-out (H, W, 4) uint8, fitted into (side, side, 3) uint8 RGB over a chequerboard."""
+    scale = side / max(rgba.shape[:2])
+    size = max(1, round(rgba.shape[1] * scale)), max(1, round(rgba.shape[0] * scale))
+    small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    rows, columns = np.indices((side, side)) // _SQUARE
+    grey = np.where((rows + columns) % 2, _LIGHT, _DARK).astype(np.uint8)
+    canvas = np.repeat(grey[..., None], 3, axis=2)
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    window = canvas[top : top + size[1], left : left + size[0]]
+    alpha = small[..., 3:].astype(np.float32) / 255
+    window[:] = np.round(small[..., :3] * alpha + window * (1 - alpha)).astype(np.uint8)
+    return canvas
+
+
+def _caption(cut_out: CutOut) -> str:
+    score = cut_out.scores.get("clip_text")
+    return f"{cut_out.pool_id % 10**6:06d}" + (f"  {score:.2f}" if score is not None else "")
