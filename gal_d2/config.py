@@ -88,7 +88,8 @@ def _add_data_keys(gal: CfgNode) -> None:
 
 def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL = CfgNode()
-    # Folder of the instance pool (Arrow shards).
+    # Folder of the instance pool (Arrow shards). Empty while GAL.GENERATOR is ENABLED:
+    # OUTPUT_DIR/pool.
     gal.POOL.ROOT = ""
     # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "ledger"
     # (class uniform, then a cut-out the less often the poorer it scored so far), or another name in

@@ -17,6 +17,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -386,6 +387,14 @@ def check_interleaving(cfg: CfgNode) -> None:
         raise UserError(
             "GAL.GENERATOR.ENABLED is on, but nothing is pasted from the pool: set "
             "GAL.COPY_PASTE.ENABLED True and GAL.COPY_PASTE.REAL_FRACTION below 1."
+        )
+    if (
+        options.CANDIDATES
+        and Path(options.CANDIDATES).resolve() == Path(cfg.GAL.POOL.ROOT).resolve()
+    ):
+        raise UserError(
+            f"GAL.GENERATOR.CANDIDATES and GAL.POOL.ROOT are both '{root}': give the pool "
+            "that is filled a folder of its own."
         )
     if options.SCHEDULE.NAME == "adaptive" and not cfg.GAL.SCORER.ENABLED:
         raise UserError(
