@@ -207,6 +207,8 @@ def _add_interleaving_keys(generator: CfgNode) -> None:
     generator.BATCH = 16
     # "async": batches that the process has on order.
     generator.QUEUE = 2
+    # While so many new cut-outs were never pasted, no more are drawn; 0: no limit.
+    generator.MAX_WAITING = 1000
     # A generator that crashes is started anew at most so many times in a run.
     generator.MAX_RESTARTS = 3
 

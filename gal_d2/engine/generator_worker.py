@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # How long a process is waited for that was told to stop: it ends its batch first.
 STOP_SECONDS = 10.0
+# Messages to the process, besides lists of requests.
+_FLUSH, _STOP = "flush", "stop"
 # Kinds of messages from the process.
 _READY, _OUTCOMES, _USER_ERROR, _CRASH = "ready", "outcomes", "user_error", "crash"
 
@@ -39,7 +41,7 @@ class GeneratorCrash(RuntimeError):
 
 
 class GeneratorWorker(Protocol):
-    """Meets requests, now or later. What it stored is complete in the pool when it is collected.
+    """Meets requests, now or later, and puts what it draws into a pool.
 
     Attributes:
         seconds: that requests took the caller so far.
@@ -73,6 +75,10 @@ class GeneratorWorker(Protocol):
         Raises:
             GeneratorCrash: it failed; what it did not answer before is lost.
         """
+        ...
+
+    def flush(self) -> None:
+        """Have what was drawn so far complete in the pool, now or soon."""
         ...
 
     def close(self) -> None:
@@ -119,6 +125,9 @@ class InlineWorker:
         """See :class:`GeneratorWorker`."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def flush(self) -> None:
+        """See :class:`GeneratorWorker`. Nothing to do here."""
 
     def close(self) -> None:
         """See :class:`GeneratorWorker`."""
@@ -172,8 +181,7 @@ class ProcessWorker:
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """See :class:`GeneratorWorker`."""
-        with contextlib.suppress(OSError):  # it is dead, and `collect` says of what
-            self._connection.send(list(requests))
+        self._send(list(requests))
 
     def collect(self) -> list[Outcome]:
         """See :class:`GeneratorWorker`."""
@@ -187,18 +195,25 @@ class ProcessWorker:
             raise self._crash
         return outcomes
 
+    def flush(self) -> None:
+        """See :class:`GeneratorWorker`."""
+        self._send(_FLUSH)
+
     def close(self) -> None:
         """See :class:`GeneratorWorker`."""
         process, self.process = self.process, None
         if process is None:
             return
-        with contextlib.suppress(OSError):  # it is dead already
-            self._connection.send(None)
+        self._send(_STOP)
         process.join(STOP_SECONDS)
         if process.is_alive():
             process.terminate()
             process.join()
         self._connection.close()
+
+    def _send(self, message: list[GenerationRequest] | str) -> None:
+        with contextlib.suppress(OSError):  # it is dead, and `collect` says of what
+            self._connection.send(message)
 
     def _receive(self, *, starting: bool = False) -> list[Outcome]:
         """The outcomes in the next message; waits for it."""
@@ -218,22 +233,24 @@ class ProcessWorker:
 
 
 def serve(connection: Connection, cfg: CfgNode, categories: Sequence[Category]) -> None:
-    """The generator process: meets requests until it gets None, or the trainer dies.
+    """The generator process: meets requests until it is told to stop, or the trainer dies.
 
-    Messages to it are lists of requests, or None. Messages from it are pairs: ("ready", None) once;
-    ("outcomes", list) for each list of requests; ("user_error", text) or ("crash", text), the last.
+    Messages to it are lists of requests, "flush" and "stop". Messages from it are pairs: ("ready",
+    None) once; ("outcomes", list) for each list of requests; ("user_error", text) or ("crash",
+    text) before it ends.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which then says None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's, which then says stop
     setup_logger(str(Path(cfg.OUTPUT_DIR) / "generator.log"), name="gal_d2")
-    inbox: queue.SimpleQueue[list[GenerationRequest] | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[list[GenerationRequest] | str] = queue.SimpleQueue()
     threading.Thread(target=_read_into, args=(inbox, connection), daemon=True).start()
     try:
         with build_pipeline(cfg, categories) as pipeline:
             connection.send((_READY, None))
-            for requests in iter(inbox.get, None):
-                outcomes = pipeline.run(requests)
-                pipeline.flush()
-                connection.send((_OUTCOMES, outcomes))
+            for message in iter(inbox.get, _STOP):
+                if message == _FLUSH:
+                    pipeline.flush()
+                else:
+                    connection.send((_OUTCOMES, pipeline.run(message)))
     except UserError as error:
         connection.send((_USER_ERROR, str(error)))
     except Exception as error:
@@ -247,7 +264,7 @@ def _read_into(inbox: queue.SimpleQueue, connection: Connection) -> None:
         while True:
             message = connection.recv()
             inbox.put(message)
-            if message is None:
+            if message == _STOP:
                 return
     except (EOFError, OSError):
         os._exit(1)  # whatever is being drawn: shards in the pool are complete or not there

@@ -64,6 +64,8 @@ class Interleaver:
         pool: of what samples may draw from; changed in place. To begin with, all there is.
         batch: images asked for at a time.
         queue: batches that the worker has on order; 0: it meets each at once.
+        max_waiting: while so many new cut-outs were never pasted, no more are asked for; 0: without
+            limit, as it must be where no judge tells of what is pasted.
         max_restarts: of the worker after crashes.
         next_index: index of the next image to ask for, by category id; 0 where there is none.
         frequency: group ("r", "c", "f") by category id, for the metrics.
@@ -81,6 +83,7 @@ class Interleaver:
         *,
         batch: int,
         queue: int = 0,
+        max_waiting: int = 0,
         max_restarts: int = 3,
         next_index: Mapping[int, int] | None = None,
         frequency: Mapping[int, str] | None = None,
@@ -91,6 +94,7 @@ class Interleaver:
         self.pool = pool
         self.batch = batch
         self.queue = queue
+        self.max_waiting = max_waiting
         self.max_restarts = max_restarts
         self.frequency = dict(frequency or {})
         self.is_running = False
@@ -111,6 +115,7 @@ class Interleaver:
         Raises:
             UserError: the config asks for what is not there.
         """
+        self._forget_lost()
         try:
             self.worker.start()
             self.is_running = True
@@ -127,6 +132,9 @@ class Interleaver:
             self._collect()
             room = max(self.queue, 1) * self.batch - len(self._on_order)
             for _ in range(room // self.batch):
+                # What nobody has looked at yet is no guide to what to draw next.
+                if self.max_waiting and self.scheduler.num_waiting >= self.max_waiting:
+                    break
                 requests = self._next_requests()
                 if not requests:
                     break
@@ -141,6 +149,8 @@ class Interleaver:
         self._on_disk.refresh()
         if self.queue:
             self.pool.show(self._on_disk.shards)
+            if self.is_running:
+                self.worker.flush()  # for the next time
         else:
             # Only what this run has asked for so far: the folder may have more already, of a run
             # that was killed.
@@ -173,8 +183,9 @@ class Interleaver:
         metrics = {
             "generator/queue": float(len(self._on_order)),
             "generator/pool_size": float(len(self.pool)),
-            "generator/images_per_second": answered / seconds if seconds > 0 else 0.0,
         }
+        if answered and seconds > 0:
+            metrics["generator/images_per_second"] = answered / seconds
         scheduler = self.scheduler
         drawn = int(scheduler.drawn.sum()) - len(self._on_order)
         metrics["generator/drawn"] = float(drawn)
@@ -226,10 +237,17 @@ class Interleaver:
             self._answered += not outcome.recalled
         self.scheduler.record_outcomes(outcomes)
 
+    def _forget_lost(self) -> None:
+        """Cut-outs that a generator reported, but died before they were complete in the pool."""
+        self._on_disk.refresh()
+        waiting = self.scheduler.waiting_ids()
+        self.scheduler.lose(waiting[~self._on_disk.contains(waiting)])
+
     def _restart(self, crash: GeneratorCrash) -> None:
         """Log a crash, forget what was on order, and start the worker again if it may."""
         self.scheduler.give_back(self._on_order.values())
         self._on_order.clear()
+        self._forget_lost()
         self.is_running = False
         while not self.is_running:
             self.worker.close()
@@ -280,8 +298,8 @@ class InterleaveHook(HookBase):
         self.judge = judge
         self.period = period
         self.checkpoint_period = checkpoint_period
-        self._pool_ids: list[Tensor] = []
-        self._accepted: list[Tensor] = []
+        # By step: pool ids, accepted, and whether that was decided on the instance's merits.
+        self._decisions: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def before_train(self) -> None:
         # A resumed run has asked for these images already.
@@ -318,21 +336,18 @@ class InterleaveHook(HookBase):
 
     def _note_decisions(self) -> None:
         contribution, decision = self.judge.verdict.contribution, self.judge.verdict.decision
-        # What a warm-up rule decided says nothing about the instance.
-        counts = (contribution.pool_id >= 0) & ~decision.undecided.to(contribution.pool_id.device)
-        self._pool_ids.append(contribution.pool_id[counts].cpu())
-        self._accepted.append(decision.accept.to(counts.device)[counts].cpu())
+        rows = contribution.pool_id, decision.accept, ~decision.undecided
+        from_pool = (contribution.pool_id >= 0).cpu()
+        self._decisions.append(tuple(column.cpu()[from_pool] for column in rows))
 
     def _report_decisions(self) -> None:
         """Bring the decisions of all processes together; a collective call."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        pool_ids, accepted = gather_columns(
-            torch.cat([nothing, *self._pool_ids]),
-            torch.cat([nothing.bool(), *self._accepted]),
-        )
-        self._pool_ids, self._accepted = [], []
+        no_ids, no_flags = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+        columns = zip((no_ids, no_flags, no_flags), *self._decisions, strict=True)
+        gathered = gather_columns(*(torch.cat(parts) for parts in columns))
+        self._decisions = []
         if self.interleaver is not None:
-            self.interleaver.scheduler.record_judgements(pool_ids.numpy(), accepted.numpy())
+            self.interleaver.scheduler.record_judgements(*(column.numpy() for column in gathered))
 
 
 def build_interleaver(cfg: CfgNode) -> Interleaver:
@@ -354,6 +369,7 @@ def build_interleaver(cfg: CfgNode) -> Interleaver:
         InstancePool(root, allow_empty=True),
         batch=options.BATCH,
         queue=options.QUEUE if options.MODE == "async" else 0,
+        max_waiting=options.MAX_WAITING if cfg.GAL.SCORER.ENABLED else 0,
         max_restarts=options.MAX_RESTARTS,
         next_index={c.id: journal.next_index(c.id) for c in categories},
         frequency={c.id: c.frequency for c in categories},
@@ -375,9 +391,10 @@ def check_interleaving(cfg: CfgNode) -> None:
     options = cfg.GAL.GENERATOR
     if options.MODE not in MODES:
         raise UserError(f"GAL.GENERATOR.MODE is '{options.MODE}': choose sync or async.")
-    for key in ("PERIOD", "BATCH", "QUEUE"):
-        if options[key] < 1:
-            raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: set it to at least 1.")
+    least = {"PERIOD": 1, "BATCH": 1, "QUEUE": 1, "MAX_WAITING": 0, "MAX_RESTARTS": 0}
+    for key, minimum in least.items():
+        if options[key] < minimum:
+            raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: set it to at least {minimum}.")
     if not options.NAME:
         raise UserError(
             "GAL.GENERATOR.ENABLED is on, but GAL.GENERATOR.NAME is empty: name a generator, such "
@@ -388,10 +405,8 @@ def check_interleaving(cfg: CfgNode) -> None:
             "GAL.GENERATOR.ENABLED is on, but nothing is pasted from the pool: set "
             "GAL.COPY_PASTE.ENABLED True and GAL.COPY_PASTE.REAL_FRACTION below 1."
         )
-    if (
-        options.CANDIDATES
-        and Path(options.CANDIDATES).resolve() == Path(cfg.GAL.POOL.ROOT).resolve()
-    ):
+    root, candidates = cfg.GAL.POOL.ROOT, options.CANDIDATES
+    if candidates and Path(candidates).resolve() == Path(root).resolve():
         raise UserError(
             f"GAL.GENERATOR.CANDIDATES and GAL.POOL.ROOT are both '{root}': give the pool "
             "that is filled a folder of its own."

@@ -97,8 +97,18 @@ class CategoryScheduler(ABC):
         self._is_open = np.ones(len(ids), bool)
         self._num_draws = 0  # also of those given back: numbers the random generators
         self._fresh: dict[int, tuple[int, int]] = {}  # pool id -> arm, exposures so far
+        self._waiting: set[int] = set()  # those of them that were not pasted yet
         # Which of several equals comes first: a random order, or the smallest ids always would.
         self._tie_break = np.random.default_rng([5, seed]).permutation(len(ids)) / len(ids)
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of stored cut-outs that were not pasted yet."""
+        return len(self._waiting)
+
+    def waiting_ids(self) -> np.ndarray:
+        """(n,) int64, ascending: the pool ids of these."""
+        return np.array(sorted(self._waiting), np.int64)
 
     @property
     def category_ids(self) -> np.ndarray:
@@ -137,17 +147,32 @@ class CategoryScheduler(ABC):
             elif outcome.pool_id is None:
                 self.dropped[self._index[arm]] += 1
                 self._learn(self._index[arm], 0.0, 1.0)
-            else:
-                self._fresh.setdefault(outcome.pool_id, (self._index[arm], 0))
+            elif outcome.pool_id not in self._fresh:
+                self._fresh[outcome.pool_id] = self._index[arm], 0
+                self._waiting.add(outcome.pool_id)
 
-    def record_judgements(self, pool_ids: np.ndarray, accepted: np.ndarray) -> None:
+    def lose(self, pool_ids: Iterable[int]) -> None:
+        """Forget stored cut-outs that are waiting: they did not reach the pool after all."""
+        for pool_id in pool_ids:
+            arm, _ = self._fresh.pop(int(pool_id))
+            self.drawn[arm] -= 1
+            self._waiting.remove(int(pool_id))
+
+    def record_judgements(
+        self, pool_ids: np.ndarray, accepted: np.ndarray, decided: np.ndarray | None = None
+    ) -> None:
         """What training decided on pasted instances; the order of the rows does not matter.
 
         Args:
             pool_ids: (N,) int64; rows of cut-outs that this did not draw, or that were looked at
                 often enough, are ignored.
             accepted: (N,) bool.
+            decided: (N,) bool, False where a warm-up rule accepted or rejected, which says nothing
+                of the instance; by default all True.
         """
+        self._waiting.difference_update(np.unique(pool_ids).tolist())
+        if decided is not None:
+            pool_ids, accepted = pool_ids[decided], accepted[decided]
         unique, rows, counts = np.unique(pool_ids, return_inverse=True, return_counts=True)
         rates = np.bincount(rows, accepted, minlength=len(unique)) / counts
         for pool_id, count, rate in zip(
@@ -193,6 +218,7 @@ class CategoryScheduler(ABC):
             "templates": [arm.template for arm in self.arms],
             "num_draws": self._num_draws,
             "closed": self._category_ids[~self._is_open].tolist(),
+            "waiting": torch.from_numpy(self.waiting_ids()),
             "fresh": torch.from_numpy(np.column_stack([ids, fresh])),
             **{name: torch.from_numpy(values.copy()) for name, values in self._by_arm().items()},
         }
@@ -213,6 +239,7 @@ class CategoryScheduler(ABC):
             for pool_id, arm, seen in state["fresh"].tolist()
             if known[arm]
         }
+        self._waiting = self._fresh.keys() & set(state["waiting"].tolist())
 
     def _by_arm(self) -> dict[str, np.ndarray]:
         """The accounts by arm, by name; they are changed in place."""
