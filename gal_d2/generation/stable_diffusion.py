@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,16 +129,22 @@ def load_text_to_image(
         UserError: diffusers or the model is missing, or there is no such scheduler.
     """
     diffusers = require_package("diffusers", "GAL.GENERATOR.NAME stable_diffusion")
-    options = {"variant": variant or None, "revision": revision or None}
-    pipeline = load_pretrained(
-        diffusers.AutoPipelineForText2Image,
-        model,
-        "GAL.GENERATOR.MODEL",
-        "model_index.json",
-        torch_dtype=dtype,
-        use_safetensors=True,
-        **{key: value for key, value in options.items() if value},
-    )
+    options: dict[str, Any] = {"use_safetensors": True}
+    if variant:
+        options["variant"] = variant
+    if revision:
+        options["revision"] = revision
+    # diffusers renames the option in 1.0, and says so until then.
+    options["torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"] = dtype
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch_dtype.*", FutureWarning)
+        pipeline = load_pretrained(
+            diffusers.AutoPipelineForText2Image,
+            model,
+            "GAL.GENERATOR.MODEL",
+            "model_index.json",
+            **options,
+        )
     if scheduler:
         pipeline.scheduler = _scheduler_class(diffusers, scheduler).from_config(
             pipeline.scheduler.config

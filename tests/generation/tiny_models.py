@@ -102,6 +102,7 @@ def save_stable_diffusion(folder: Path, *, safety_checker: bool = True) -> Path:
             beta_schedule="scaled_linear",
             clip_sample=False,
             set_alpha_to_one=False,
+            steps_offset=1,
         ),
         safety_checker=StableDiffusionSafetyChecker(_clip_config(tokenizer))
         if safety_checker
