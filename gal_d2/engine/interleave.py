@@ -41,7 +41,7 @@ from gal_d2.generation.build import (
     generation_recipe,
     load_generation_categories,
 )
-from gal_d2.generation.generator import GenerationRequest
+from gal_d2.generation.generator import NO_CANDIDATE, GenerationRequest
 from gal_d2.generation.journal import Journal
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import Arm, CategoryScheduler, build_scheduler, group_shares
@@ -131,16 +131,17 @@ class Interleaver:
         try:
             self._collect()
             room = max(self.queue, 1) * self.batch - len(self._on_order)
-            for _ in range(room // self.batch):
-                # What nobody has looked at yet is no guide to what to draw next.
+            while room >= (self.batch if self.queue else 1):
+                # What nobody has pasted yet is no guide to what to draw next.
                 if self.max_waiting and self.scheduler.num_waiting >= self.max_waiting:
                     break
-                requests = self._next_requests()
+                requests = self._next_requests(min(room, self.batch))
                 if not requests:
                     break
                 self.worker.submit(requests)
-            if self.queue == 0:
-                self._collect()
+                room -= len(requests)
+                if not self.queue:
+                    room += self._collect()  # others in place of those that there are none of
         except GeneratorCrash as crash:
             self._restart(crash)
 
@@ -219,16 +220,17 @@ class Interleaver:
         self._new_ids = list(state["new_ids"])
         self.pool.show(state["shards"])
 
-    def _next_requests(self) -> list[GenerationRequest]:
+    def _next_requests(self, num: int) -> list[GenerationRequest]:
         requests = []
-        for arm in self.scheduler.draw(self.batch):
+        for arm in self.scheduler.draw(num):
             index = self._next_index[arm.category_id]
             self._next_index[arm.category_id] += 1
             self._on_order[arm.category_id, index] = arm
             requests.append(self.prompts.request(arm.category_id, index, template=arm.template))
         return requests
 
-    def _collect(self) -> None:
+    def _collect(self) -> int:
+        """Take in what is answered; how much of it was that there is nothing left to draw."""
         outcomes = self.worker.collect()
         for outcome in outcomes:
             self._on_order.pop((outcome.request.category_id, outcome.request.index), None)
@@ -236,6 +238,7 @@ class Interleaver:
                 self._new_ids.append(outcome.pool_id)
             self._answered += not outcome.recalled
         self.scheduler.record_outcomes(outcomes)
+        return sum(outcome.reason == NO_CANDIDATE for outcome in outcomes)
 
     def _forget_lost(self) -> None:
         """Cut-outs that a generator reported, but died before they were complete in the pool."""
