@@ -28,8 +28,8 @@ from gal_d2.generation.pipeline import InstancePipeline
 
 logger = logging.getLogger(__name__)
 
-# How long a process is waited for that was told to stop: it ends its batch first.
-STOP_SECONDS = 10.0
+# How long a process is waited for that was told to stop: it finishes its batch first.
+STOP_SECONDS = 60.0
 # Messages to the process, besides lists of requests.
 _FLUSH, _STOP = "flush", "stop"
 # Kinds of messages from the process.
@@ -256,6 +256,8 @@ def serve(connection: Connection, cfg: CfgNode, categories: Sequence[Category]) 
     except Exception as error:
         logger.exception("The generator crashed")
         connection.send((_CRASH, _describe(error)))
+    logging.shutdown()
+    os._exit(0)  # all is on disk, and the trainer waits: to tear torch down in order takes seconds
 
 
 def _read_into(inbox: queue.SimpleQueue, connection: Connection) -> None:
