@@ -145,7 +145,7 @@ def _add_generator_keys(gal: CfgNode) -> None:
     # "float32".
     gal.GENERATOR.DTYPE = "auto"
     # Cut-outs reach the pool at least this often, seconds; a killed process loses so much.
-    gal.GENERATOR.FLUSH_SECONDS = 300.0
+    gal.GENERATOR.FLUSH_SECONDS = 300
     # "cutouts": a pool, or a folder with a folder of images for each category.
     gal.GENERATOR.CANDIDATES = ""
 

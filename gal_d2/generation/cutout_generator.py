@@ -157,12 +157,11 @@ def open_candidates(path: str | Path, names: CategoryNames) -> Candidates:
     Raises:
         UserError: it is neither.
     """
-    path = Path(path)
-    if not path.is_dir():
+    if not path or not Path(path).is_dir():
         raise UserError(
             f"GAL.GENERATOR.CANDIDATES is '{path}', which is no folder: name a pool, or a folder "
             "that holds a folder of images for each category"
         )
-    if shard_names(path):
+    if shard_names(Path(path)):
         return PoolCandidates(InstancePool(path))
     return FolderCandidates(path, names)

@@ -138,8 +138,8 @@ def test_corner_points() -> None:
 @pytest.mark.parametrize(
     ("segmenter", "key"),
     [
-        (ClipSegSegmenter, "SEGMENTER.CLIPSEG.MODEL"),
-        (SamBackgroundSegmenter, "SEGMENTER.SAM.MODEL"),
+        (ClipSegSegmenter, "CLIPSEG.MODEL"),
+        (SamBackgroundSegmenter, "SAM.MODEL"),
     ],
 )
 def test_missing_models_are_named(tmp_path: Path, segmenter, key: str) -> None:
