@@ -224,6 +224,8 @@ def _add_interleaving_keys(generator: CfgNode) -> None:
     generator.SCHEDULE.HALF_LIFE = 50.0
     # Times that training looks at a new instance before it is counted as known.
     generator.SCHEDULE.EXPOSURES = 4
+    # Folder of the ledger of an earlier training with this pool, to begin with what it found out.
+    generator.SCHEDULE.LEDGER = ""
 
 
 def _add_segmenter_keys(generator: CfgNode) -> None:

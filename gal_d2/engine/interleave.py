@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -46,6 +47,7 @@ from gal_d2.generation.journal import Journal
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import Arm, CategoryScheduler, build_scheduler, group_shares
 from gal_d2.scoring.gathering import gather_columns
+from gal_d2.scoring.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -365,11 +367,22 @@ def build_interleaver(cfg: CfgNode) -> Interleaver:
     prompts = build_prompts(cfg, categories)
     root = cfg.GAL.POOL.ROOT
     journal = Journal(root, generation_recipe(cfg))
+    pool = InstancePool(root, allow_empty=True)
+    scheduler = build_scheduler(cfg, categories, prompts)
+    if options.SCHEDULE.LEDGER:
+        count = learn_from_ledger(scheduler, Ledger(options.SCHEDULE.LEDGER), pool)
+        logger.info(
+            "%s speaks of %d of the %d cut-outs in %s.",
+            options.SCHEDULE.LEDGER,
+            count,
+            len(pool),
+            pool.root,
+        )
     return Interleaver(
-        build_scheduler(cfg, categories, prompts),
+        scheduler,
         prompts,
         _build_worker(cfg, categories),
-        InstancePool(root, allow_empty=True),
+        pool,
         batch=options.BATCH,
         queue=options.QUEUE if options.MODE == "async" else 0,
         max_waiting=options.MAX_WAITING if cfg.GAL.SCORER.ENABLED else 0,
@@ -377,6 +390,27 @@ def build_interleaver(cfg: CfgNode) -> Interleaver:
         next_index={c.id: journal.next_index(c.id) for c in categories},
         frequency={c.id: c.frequency for c in categories},
     )
+
+
+def learn_from_ledger(scheduler: CategoryScheduler, ledger: Ledger, pool: InstancePool) -> int:
+    """Tell a scheduler what an earlier training decided on the cut-outs of a pool.
+
+    Returns:
+        How many cut-outs of the pool the ledger speaks of.
+    """
+    known: np.ndarray = np.empty(0, np.int64)
+    metadata = pool.metadata(["pool_id", "category_id", "origin"])
+    in_pool = metadata["pool_id"].to_numpy()
+    for table in ledger.tables(["pool_id", "accept", "undecided"]):
+        pool_ids, accepted, undecided = (
+            table[name].to_numpy() for name in ("pool_id", "accept", "undecided")
+        )
+        new = np.flatnonzero(np.isin(in_pool, np.setdiff1d(pool_ids, known)))
+        rows = metadata.take(new)
+        scheduler.adopt(*(rows[name].to_pylist() for name in rows.column_names))
+        known = np.union1d(known, in_pool[new])
+        scheduler.record_judgements(pool_ids, accepted, ~undecided)
+    return len(known)
 
 
 def _build_worker(cfg: CfgNode, categories: Sequence[Category]) -> GeneratorWorker:

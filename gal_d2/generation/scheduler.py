@@ -37,7 +37,7 @@ from detectron2.config import CfgNode
 
 from gal_d2.data.annotation_file import Category
 from gal_d2.errors import UserError
-from gal_d2.generation.generator import NO_CANDIDATE
+from gal_d2.generation.generator import NO_CANDIDATE, template_of
 from gal_d2.generation.journal import Outcome
 from gal_d2.generation.prompts import PromptBook
 
@@ -130,9 +130,11 @@ class CategoryScheduler(ABC):
         return chosen
 
     def give_back(self, arms: Iterable[Arm]) -> None:
-        """Take draws back that nothing came of, because the generator died."""
+        """Take draws back that nothing came of, because the generator died. Arms that are not
+        among these (any more) are ignored."""
         for arm in arms:
-            self.drawn[self._index[arm]] -= 1
+            if arm in self._index:
+                self.drawn[self._index[arm]] -= 1
 
     def record_outcomes(self, outcomes: Iterable[Outcome]) -> None:
         """What became of draws in the pipeline.
@@ -150,6 +152,27 @@ class CategoryScheduler(ABC):
             elif outcome.pool_id not in self._fresh:
                 self._fresh[outcome.pool_id] = self._index[arm], 0
                 self._waiting.add(outcome.pool_id)
+
+    def adopt(
+        self, pool_ids: Iterable[int], category_ids: Iterable[int], origins: Iterable[str]
+    ) -> None:
+        """Take cut-outs of an earlier run into the accounts, as if they had been drawn now.
+
+        Args:
+            pool_ids: that are not in the accounts yet.
+            category_ids: of each.
+            origins: what the pool's ``origin`` column says of each. Where it names no template (the
+                candidates of an imitation do not), the category's only one is taken; where
+                there are several, the cut-out is left out.
+        """
+        own = {c: np.flatnonzero(self._category == k) for k, c in enumerate(self._category_ids)}
+        for pool_id, category_id, origin in zip(pool_ids, category_ids, origins, strict=True):
+            arm = self._index.get(Arm(category_id, template_of(origin)))
+            if arm is None and len(own.get(category_id, ())) == 1:
+                arm = int(own[category_id][0])
+            if arm is not None and pool_id not in self._fresh:
+                self.drawn[arm] += 1
+                self._fresh[pool_id] = arm, 0
 
     def lose(self, pool_ids: Iterable[int]) -> None:
         """Forget stored cut-outs that are waiting: they did not reach the pool after all."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lvis_layout import USED_CATEGORIES
 
 from gal_d2.data.annotation_file import Category
-from gal_d2.data.pool import InstancePool
+from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.pool_shard import shard_names
 from gal_d2.engine.generator_worker import GeneratorCrash, InlineWorker
-from gal_d2.engine.interleave import Interleaver, check_interleaving
+from gal_d2.engine.interleave import Interleaver, check_interleaving, learn_from_ledger
 from gal_d2.engine.setup import load_config
 from gal_d2.errors import UserError
 from gal_d2.generation.cutout_generator import CutoutGenerator, PoolCandidates
@@ -21,6 +22,9 @@ from gal_d2.generation.journal import Outcome
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
+from gal_d2.scoring.acceptance import Decision
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]
 TEMPLATE = "a photo of a single {name}"
@@ -185,6 +189,56 @@ def test_a_run_that_starts_on_a_full_pool_goes_on_after_it(candidates, tmp_path)
     assert len(second.pool) == 4  # to begin with
     tick(second)
     assert len(second.pool) == 8
+
+
+def test_begins_with_what_an_earlier_training_decided(tmp_path):
+    templates = TEMPLATE, "one {name}"
+    arms = [Arm(c, t) for c in (1, 7) for t in templates] + [Arm(500, TEMPLATE)]
+    scheduler = AdaptiveScheduler(arms, [1] * 5)
+    rgba = np.full((4, 4, 4), 255, np.uint8)
+    with PoolWriter(tmp_path / "pool") as writer:
+        ids = [
+            writer.add(category, rgba, source=CutOutSource("test", seed=k, origin=origin))
+            for k, (category, origin) in enumerate(
+                [(1, f"{TEMPLATE}#0"), (7, "one {name}#3"), (7, "a file"), (500, "a file")]
+            )
+        ]
+    with LedgerWriter(
+        tmp_path / "ledger", category_ids=[1, 7, 500], category_frequency=["r", "r", "c"]
+    ) as writer:
+        for step in range(6):
+            append_decisions(
+                writer, step, [*ids, 5], [True, False, True, True, True], undecided=step < 2
+            )
+            writer.flush()
+    ledger = Ledger(tmp_path / "ledger")
+    assert learn_from_ledger(scheduler, ledger, InstancePool(tmp_path / "pool")) == 4
+    assert scheduler.drawn.tolist() == [1, 0, 0, 1, 1]
+    assert scheduler.judged.tolist() == [1, 0, 0, 1, 1]
+    assert scheduler.accepted.tolist() == [1, 0, 0, 0, 1]
+
+
+def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
+    count = len(pool_ids)
+    ones = torch.ones(count)
+    contribution = Contribution(
+        pool_id=torch.tensor(pool_ids),
+        image_index=torch.zeros(count, dtype=torch.int64),
+        gt_class=torch.zeros(count, dtype=torch.int64),
+        phi=ones,
+        score=ones,
+        head_score={},
+        head_loss={},
+        num_rois=torch.ones(count, dtype=torch.int64),
+    )
+    decision = Decision(
+        accept=torch.tensor(accepted),
+        threshold=ones,
+        undecided=torch.full((count,), undecided),
+        vetoed=torch.zeros(count, dtype=torch.bool),
+        policy="test",
+    )
+    writer.append(step, contribution, decision, [1])
 
 
 # -- In another process
