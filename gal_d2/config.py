@@ -19,6 +19,7 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
     _add_generator_keys(cfg.GAL)
+    _add_interleaving_keys(cfg.GAL.GENERATOR)
     _add_scorer_keys(cfg.GAL)
     _add_accept_keys(cfg.GAL)
 
@@ -87,7 +88,8 @@ def _add_data_keys(gal: CfgNode) -> None:
 
 def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL = CfgNode()
-    # Folder of the instance pool (Arrow shards).
+    # Folder of the instance pool (Arrow shards). Empty while GAL.GENERATOR is ENABLED:
+    # OUTPUT_DIR/pool.
     gal.POOL.ROOT = ""
     # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "ledger"
     # (class uniform, then a cut-out the less often the poorer it scored so far), or another name in
@@ -190,6 +192,40 @@ def _add_generator_keys(gal: CfgNode) -> None:
 
     _add_segmenter_keys(gal.GENERATOR)
     _add_filter_keys(gal.GENERATOR)
+
+
+def _add_interleaving_keys(generator: CfgNode) -> None:
+    # Draw new instances while training, and paste them.
+    generator.ENABLED = False
+    # "sync": training waits while BATCH images are drawn. "async": a process of its own draws, on
+    # DEVICE, and training takes in what is there.
+    generator.MODE = "sync"
+    # Every PERIOD steps, and before the first, images are drawn ("sync") or taken in ("async").
+    # They are pasted from the snapshot on that comes next (GAL.SNAPSHOTS).
+    generator.PERIOD = 100
+    # Images asked for at a time.
+    generator.BATCH = 16
+    # "async": batches that the process has on order.
+    generator.QUEUE = 2
+    # While so many new cut-outs were never pasted, no more are drawn; 0: no limit.
+    generator.MAX_WAITING = 1000
+    # A generator that crashes is started anew at most so many times in a run.
+    generator.MAX_RESTARTS = 3
+
+    generator.SCHEDULE = CfgNode()
+    # What is drawn: "adaptive" (categories and templates whose new instances training accepts, rare
+    # ones first), "inverse_frequency" or "uniform".
+    generator.SCHEDULE.NAME = "adaptive"
+    # A category with n training images (and accepted instances, if adaptive) counts n ** -POWER.
+    generator.SCHEDULE.POWER = 1.0
+    # "adaptive": share of the draws that goes to all categories in turn.
+    generator.SCHEDULE.FLOOR = 0.1
+    # "adaptive": evidence loses half its weight in so many draws per category, on average.
+    generator.SCHEDULE.HALF_LIFE = 50.0
+    # Times that training looks at a new instance before it is counted as known.
+    generator.SCHEDULE.EXPOSURES = 4
+    # Folder of the ledger of an earlier training with this pool, to begin with what it found out.
+    generator.SCHEDULE.LEDGER = ""
 
 
 def _add_segmenter_keys(generator: CfgNode) -> None:

@@ -31,9 +31,11 @@ from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
+from gal_d2.data.pool_growth import GrowingPool
 from gal_d2.data.pool_sampler import PoolSampler, build_pool_sampler
 from gal_d2.data.probe import ProbeImages
 from gal_d2.data.real_instances import RealInstances
+from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.statistics import CategoryStatistics, category_statistics
 from gal_d2.errors import UserError
 
@@ -104,6 +106,7 @@ class CopyPasteMapper:
         image_format: "RGB" or "BGR".
         options: how to paste.
         pool, sampler: where cut-outs come from, and which ones are taken.
+        growing_pool: has ``pool`` follow what the step may see, where it is filled while training.
         class_of_category: category id (as in the JSON) -> class index; needed with a pool.
         scale_mean, scale_std: float (number of classes,), mean and standard deviation of
             sqrt(object area / image area); needed for pasting.
@@ -128,6 +131,7 @@ class CopyPasteMapper:
         options: PasteOptions | None = None,
         pool: InstancePool | None = None,
         sampler: PoolSampler | None = None,
+        growing_pool: GrowingPool | None = None,
         class_of_category: Mapping[int, int] | None = None,
         scale_mean: np.ndarray | None = None,
         scale_std: np.ndarray | None = None,
@@ -162,6 +166,7 @@ class CopyPasteMapper:
         self.options = options or PasteOptions()
         self.pool = pool
         self.sampler = sampler
+        self.growing_pool = growing_pool
         self.class_of_category = dict(class_of_category or {})
         self.scale_mean = scale_mean
         self.scale_std = scale_std
@@ -229,6 +234,8 @@ class CopyPasteMapper:
         if real_fraction < 1:
             pool = _open_pool(cfg)
             arguments["pool"] = pool
+            if cfg.GAL.GENERATOR.ENABLED:
+                arguments["growing_pool"] = GrowingPool(pool, Snapshots.from_config(cfg))
             arguments["sampler"] = build_pool_sampler(cfg, pool, class_of_category)
         if real_fraction > 0:
             if dataset_dicts is None:
@@ -316,6 +323,8 @@ class CopyPasteMapper:
             real_indices = iter(self.real_instances.sample(int(is_real.sum()), rng).tolist())
         if self.sampler is not None:
             step = dataset_dict.get("sample_step", 0)
+            if self.growing_pool is not None:
+                self.growing_pool.follow(step)
             pool_ids = iter(self.sampler.sample(int((~is_real).sum()), rng, step).tolist())
 
         for from_real in is_real.tolist():
@@ -384,7 +393,8 @@ def _open_pool(cfg: CfgNode) -> InstancePool:
             "GAL.COPY_PASTE.ENABLED is True but GAL.POOL.ROOT is empty: name the folder of an "
             "instance pool, or paste real objects only (GAL.COPY_PASTE.REAL_FRACTION 1.0)."
         )
-    return InstancePool(cfg.GAL.POOL.ROOT)
+    # One that is drawn while training may have nothing yet.
+    return InstancePool(cfg.GAL.POOL.ROOT, allow_empty=cfg.GAL.GENERATOR.ENABLED)
 
 
 def _generator(dataset_dict: dict, *stream: int) -> np.random.Generator:

@@ -263,10 +263,11 @@ class PoolWriter:
 class InstancePool:
     """Random access to the cut-outs of a pool, by id and by category, in constant time.
 
-    A pool is a snapshot: shards that appear later are seen after :meth:`refresh` only. Pickling
-    (spawned DataLoader workers) sends the folder and the names of the shards, so every worker sees
-    the same snapshot, and the same draw from ``ids`` gives the same cut-out in each. All orders are
-    by id, whatever the shards are called and however the cut-outs are spread over them.
+    A pool is a snapshot: shards that appear later are seen after :meth:`refresh` or :meth:`show`
+    only. Pickling (spawned DataLoader workers) sends the folder and the names of the shards, so
+    every worker sees the same snapshot, and the same draw from ``ids`` gives the same cut-out in
+    each. All orders are by id, whatever the shards are called and however the cut-outs are spread
+    over them.
 
     A shard or row that cannot be read is logged once, skipped and counted, and never fatal; corrupt
     rows are found when they are first read, and stay in ``ids``.
@@ -395,6 +396,19 @@ class InstancePool:
         before = len(self)
         self._add_shards(shard_names(self.root))
         return len(self) - before
+
+    def show(self, shards: Iterable[str]) -> None:
+        """Become the snapshot that has just these shards of the folder, earlier or later."""
+        wanted = set(shards)
+        if not wanted.issuperset(self._shards):
+            self._shards, self._index = (), PoolIndex.empty()
+        self._add_shards(wanted)
+
+    def shards_of(self, pool_ids: Iterable[int]) -> set[str]:
+        """Names of the shards that have any of these cut-outs."""
+        positions = self._index.find_many(np.fromiter(pool_ids, np.int64))
+        numbers = np.unique(self._index.shard[positions[positions >= 0]])
+        return {self._shards[number] for number in numbers.tolist()}
 
     def metadata(self, columns: Sequence[str] | None = None) -> pa.Table:
         """What is known of the cut-outs, without their images, in the order of ``all_ids``.

@@ -42,6 +42,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg, split="TEST" if args.eval_only else "TRAIN")
     resolve_device(cfg)
+    resolve_pool(cfg)
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
@@ -122,6 +123,12 @@ def resolve_device(cfg: CfgNode) -> None:
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add `MODEL.DEVICE cpu` to "
             "the command line, or install a CUDA build of torch and its driver."
         )
+
+
+def resolve_pool(cfg: CfgNode) -> None:
+    """Put the pool that is filled while training into ``OUTPUT_DIR``, unless a place is named."""
+    if cfg.GAL.GENERATOR.ENABLED and not cfg.GAL.POOL.ROOT:
+        cfg.GAL.POOL.ROOT = str(Path(cfg.OUTPUT_DIR) / "pool")
 
 
 def _reason(error: Exception) -> str:

@@ -26,11 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
+from gal_d2.data.pool_growth import pool_state
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.ema import EMAHook, ModelEMA
+from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.snapshot_hook import SnapshotHook, Source, evidence_source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
@@ -76,6 +78,7 @@ class GALTrainer(DefaultTrainer):
             **({"ema": self.ema} if self.ema else {}),
             **({"judge": self.judge} if self.judge else {}),
         )
+        self.interleaver = self.build_interleaver(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.eval_results: OrderedDict = OrderedDict()
@@ -104,7 +107,7 @@ class GALTrainer(DefaultTrainer):
         self.seed = state_dict["seed"]
 
     def build_hooks(self) -> list[HookBase]:
-        """Timing, learning rate, EMA, judge, snapshots, checkpoints, evaluation and metrics."""
+        """The hooks in their order: snapshots and checkpoints see what those before them did."""
         cfg = self.cfg
         built = [StepSeed(), hooks.IterationTimer(), hooks.LRScheduler()]
         if self.ema:
@@ -118,6 +121,15 @@ class GALTrainer(DefaultTrainer):
                     output_dir=cfg.OUTPUT_DIR,
                     image_format=cfg.INPUT.FORMAT,
                     dataset_name=cfg.DATASETS.TRAIN[0],
+                )
+            )
+        if cfg.GAL.GENERATOR.ENABLED:
+            built.append(
+                InterleaveHook(
+                    self.interleaver,
+                    self.judge,
+                    period=cfg.GAL.GENERATOR.PERIOD,
+                    checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
                 )
             )
         sources = self.build_snapshot_sources()
@@ -142,14 +154,29 @@ class GALTrainer(DefaultTrainer):
         """State that changes while training and that samples depend on, by name."""
         sources: dict[str, Source] = {}
         mapper = self._trainer.data_loader.mapper
-        if self.judge and self.judge.evidence is not None and mapper.pool is not None:
+        pool = mapper.pool
+        if self.cfg.GAL.GENERATOR.ENABLED:
+            # Ahead of the mapper's, which samples of the last steps were drawn from.
+            pool = self.interleaver.pool if self.interleaver else pool
+            sources["pool"] = functools.partial(pool_state, pool)
+        if self.judge and self.judge.evidence is not None and pool is not None:
             sources["evidence"] = evidence_source(
                 self.judge.evidence,
-                mapper.pool,
+                pool,
                 mapper.class_of_category,
                 min_weight=self.cfg.GAL.POOL.MIN_WEIGHT,
             )
         return sources
+
+    def train(self) -> OrderedDict | None:
+        """Train from ``start_iter`` on; the metrics of the last evaluation, if there was one.
+
+        Raises:
+            UserError: instances are to be generated while training, and something lacks for it.
+        """
+        if self.interleaver:
+            self.interleaver.start()
+        return super().train()
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""
@@ -194,6 +221,17 @@ class GALTrainer(DefaultTrainer):
             )
         roi_heads.judge = InstanceJudge(cfg, roi_heads, seed, model)
         return roi_heads.judge
+
+    @classmethod
+    def build_interleaver(cls, cfg: CfgNode) -> Interleaver | None:
+        """What draws new instances; None with ``GAL.GENERATOR.ENABLED`` off, and beside rank 0.
+
+        Raises:
+            UserError: an option makes no sense, or the pool cannot be read.
+        """
+        if not cfg.GAL.GENERATOR.ENABLED or not comm.is_main_process():
+            return None
+        return build_interleaver(cfg)
 
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:

@@ -1,0 +1,233 @@
+"""Training with a generator: resumed bit for bit, in two processes, and as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from detectron2.utils import comm
+from small_model import FROM_SCRATCH, SMALL_MODEL
+from test_resume import assert_same, final_state
+
+from gal_d2.data.pool import InstancePool
+from gal_d2.engine.launch import launch
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
+from gal_d2.scoring.ledger import Ledger
+
+SCRIPT = Path(__file__).parent.parent / "small_model.py"
+STEPS = 12
+SMALL = [
+    *(*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", str(STEPS), "SOLVER.WARMUP_ITERS", "2"),
+    *("DATASETS.TEST", "()", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1", "SEED", "11"),
+    *("SOLVER.CHECKPOINT_PERIOD", "4", "GAL.COPY_PASTE.MIN_PASTES", "2"),
+]
+
+
+def interleaved(candidates: Path, output: Path) -> list[str]:
+    """New cut-outs every second step, which samples see up to four steps later."""
+    return [
+        *("GAL.GENERATOR.ENABLED", "True", "GAL.GENERATOR.NAME", "cutouts"),
+        *("GAL.GENERATOR.CANDIDATES", str(candidates), "GAL.GENERATOR.FILTER.NAMES", "[]"),
+        *("GAL.GENERATOR.PERIOD", "2", "GAL.GENERATOR.BATCH", "3"),
+        *("GAL.SNAPSHOTS.PERIOD", "2", "GAL.SNAPSHOTS.LAG", "2"),
+        *("GAL.POOL.ROOT", str(output / "pool"), "OUTPUT_DIR", str(output)),
+    ]
+
+
+def train(
+    repository: Path, cwd: Path, *arguments: str, config: str = "lvis_gal", kill_at: int = -1
+) -> subprocess.CompletedProcess:
+    """Train in a process of its own; with ``kill_at`` it dies within that step."""
+    flags = [argument for argument in arguments if argument.startswith("--")]
+    options = [argument for argument in arguments if not argument.startswith("--")]
+    file = str(repository / f"configs/{config}.yaml")
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), str(kill_at)]
+        + ["--config-file", file, "--num-gpus", "0", *flags, *SMALL, *options],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == (0 if kill_at < 0 else -signal.SIGKILL), process.stderr[-3000:]
+    return process
+
+
+def ledger(output: Path) -> dict[str, np.ndarray]:
+    table = pa.concat_tables(Ledger(output / "ledger").tables(["step", "pool_id", "accept"]))
+    return {name: table[name].to_numpy() for name in ("step", "pool_id", "accept")}
+
+
+def last_metrics(output: Path) -> dict:
+    metrics: dict = {}
+    for line in (output / "metrics.json").open():
+        metrics |= json.loads(line)
+    return metrics
+
+
+# -- A run is a function of its seed and step
+
+
+def test_killed_and_resumed_it_is_bit_for_bit_the_same(lvis_root, repository, candidates, tmp_path):
+    """Without workers in one go; and killed with two of them, resumed without."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(repository, lvis_root, *interleaved(candidates, whole), "GAL.POOL.SAMPLER", "ledger")
+    options = [*interleaved(candidates, parts), "GAL.POOL.SAMPLER", "ledger"]
+    # It has drawn for step 10 when it dies in it; the checkpoint is that of step 8.
+    train(repository, lvis_root, *options, "DATALOADER.NUM_WORKERS", "2", kill_at=9)
+    drawn = len(InstancePool(parts / "pool"))
+    train(repository, lvis_root, *options, "--resume")
+
+    assert_same(whole, parts)
+    assert drawn == 3 * 6  # before step 0, and after 2, 4, 6, 8 and 10 steps
+    first, second = InstancePool(whole / "pool"), InstancePool(parts / "pool")
+    assert first.all_ids().tolist() == second.all_ids().tolist() and len(first) == 18
+    state = [torch.load(output / "model_final.pth") for output in (whole, parts)]
+    hooks = [checkpoint["trainer"]["hooks"]["InterleaveHook"] for checkpoint in state]
+    assert hooks[0]["next_index"] == hooks[1]["next_index"]
+    for name, value in hooks[0]["scheduler"].items():
+        other = hooks[1]["scheduler"][name]
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+
+    # What a step pastes is what its snapshot had.
+    rows = ledger(whole)
+    shown = [np.unique(rows["pool_id"][rows["step"] <= step]) for step in range(STEPS)]
+    assert 0 < len(shown[5]) <= 3  # steps 0 to 5 see snapshot 0
+    assert len(shown[-1]) > 3
+    assert final_state(whole).keys() == final_state(parts).keys()
+
+
+# -- Two processes
+
+
+def train_and_save_state(args, folder: Path) -> None:
+    trainer = GALTrainer(setup(args))
+    trainer.resume_or_load()
+    trainer.train()
+    weights = {k: v.detach().clone() for k, v in trainer.model.module.named_parameters()}
+    mapper = trainer.data_loader.mapper
+    state = {"weights": weights, "seen": mapper.pool.all_ids().tolist()}
+    if comm.is_main_process():
+        state["judged"] = trainer.interleaver.scheduler.judged.sum()
+        state["waiting"] = trainer.interleaver.scheduler.num_waiting
+    torch.save(state, folder / f"rank{comm.get_rank()}.pth")
+
+
+def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_path, monkeypatch):
+    monkeypatch.chdir(lvis_root)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    output = tmp_path / "output"
+    args = argument_parser().parse_args(
+        ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
+        + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "9"]
+    )
+    launch(train_and_save_state, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
+    first, second = (torch.load(tmp_path / f"rank{r}.pth", weights_only=False) for r in (0, 1))
+    assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
+    # The last samples saw snapshot 2: what was drawn before steps 0, 2 and 4.
+    assert first["seen"] == second["seen"] and len(first["seen"]) == 9
+    # Both judge, one draws: it knows what the other has pasted.
+    pasted = np.unique(ledger(output)["pool_id"])
+    assert first["waiting"] == len(InstancePool(output / "pool")) - len(pasted)
+    assert first["judged"] > 0
+
+
+# -- As a user starts it
+
+
+@pytest.fixture(scope="module")
+def miniature(repository, tmp_path_factory) -> Path:
+    """A working folder with a tiny miniature data set."""
+    root = tmp_path_factory.mktemp("miniature")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", str(repository / "tools/prepare_miniature.py")]
+        + ["--object-source", "digits", "--train-images", "12", "--val-images", "2"]
+        + ["--pool-per-category", "6"],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    return root
+
+
+def test_from_an_empty_pool_within_the_trainer(repository, miniature, tmp_path):
+    train(
+        *(repository, miniature, "OUTPUT_DIR", str(tmp_path), "GAL.GENERATOR.PERIOD", "3"),
+        *("GAL.SNAPSHOTS.PERIOD", "3", "GAL.GENERATOR.BATCH", "8"),
+        *("GAL.GENERATOR.SCHEDULE.EXPOSURES", "1"),
+        config="miniature_interleaved",
+    )
+    assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "pool")
+    metrics = last_metrics(tmp_path)
+    assert metrics["generator/drawn"] == metrics["generator/pool_size"] == 32
+    assert metrics["generator/queue"] == 0 and metrics["generator/images_per_second"] > 0
+    assert 0 < metrics["generator/accepted"] <= 1
+
+
+def test_from_an_empty_pool_beside_the_trainer(repository, miniature, tmp_path):
+    process = train(
+        *(repository, miniature, "OUTPUT_DIR", str(tmp_path)),
+        *("GAL.GENERATOR.ENABLED", "True", "GAL.GENERATOR.MODE", "async"),
+        *("GAL.GENERATOR.NAME", "cutouts", "GAL.GENERATOR.FILTER.NAMES", "[]"),
+        *("GAL.GENERATOR.CANDIDATES", "datasets/miniature/pool"),
+        *("GAL.POOL.ROOT", str(tmp_path / "own"), "SOLVER.MAX_ITER", "40"),
+        *("GAL.GENERATOR.PERIOD", "2", "GAL.SNAPSHOTS.PERIOD", "2", "GAL.GENERATOR.BATCH", "4"),
+        config="miniature_gal",
+    )
+    assert "crashed" not in process.stdout + process.stderr
+    assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "own")
+    metrics = last_metrics(tmp_path)
+    assert metrics["generator/pool_size"] > 0 and metrics["generator/queue"] >= 0
+    assert (tmp_path / "generator.log").exists()
+
+
+def assert_generated_scored_accepted_and_reused(output: Path, root: Path) -> None:
+    rows = ledger(output)
+    pool = InstancePool(root)
+    assert len(rows["pool_id"]) and pool.contains(rows["pool_id"]).all()
+    assert rows["accept"].any()
+    # Some are pasted in several steps, and later steps have others than the first ones.
+    steps = [np.unique(rows["step"][rows["pool_id"] == i]) for i in np.unique(rows["pool_id"])]
+    assert max(map(len, steps)) > 1
+    assert max(own[0] for own in steps) > min(own[0] for own in steps)
+
+
+def test_lvis_with_stable_diffusion(repository, lvis_root, tmp_path):
+    """configs/lvis_gal.yaml from text to pasted object, with a tiny random model."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
+    import tiny_models
+
+    model = tiny_models.save_stable_diffusion(tmp_path / "model", safety_checker=False)
+    clipseg = tiny_models.save_clipseg(tmp_path / "clipseg")
+    output = tmp_path / "output"
+    train(
+        *(repository, lvis_root, "OUTPUT_DIR", str(output), "GAL.GENERATOR.ENABLED", "True"),
+        *("GAL.POOL.ROOT", str(output / "pool"), "SOLVER.MAX_ITER", "6"),
+        *("GAL.GENERATOR.MODEL", str(model), "GAL.GENERATOR.VARIANT", ""),
+        *("GAL.GENERATOR.SAFETY_CHECKER", "False", "GAL.GENERATOR.DEVICE", "cpu"),
+        *("GAL.GENERATOR.SIZE", "32", "GAL.GENERATOR.STEPS", "2", "GAL.GENERATOR.PERIOD", "2"),
+        *("GAL.GENERATOR.SEGMENTER.NAMES", "['clipseg']", "GAL.GENERATOR.BATCH", "6"),
+        *("GAL.GENERATOR.SEGMENTER.CLIPSEG.MODEL", str(clipseg), "GAL.SNAPSHOTS.PERIOD", "2"),
+        # Noise has no outline: any mask will do.
+        *("GAL.GENERATOR.FILTER.NAMES", "['area']", "GAL.GENERATOR.FILTER.AREA.MIN", "0.0"),
+        *("GAL.GENERATOR.FILTER.AREA.MAX", "1.0"),
+    )
+    pool = InstancePool(output / "pool")
+    assert set(pool.metadata(["generator"])["generator"].to_pylist()) == {"diffusers"}
+    # Two templates, rare categories first.
+    origins = pool.metadata(["origin"])["origin"].to_pylist()
+    assert len({origin.rpartition("#")[0] for origin in origins}) == 2
+    rows = ledger(output)
+    assert len(rows["pool_id"]) and pool.contains(rows["pool_id"]).all()
+    metrics = last_metrics(output)
+    assert metrics["generator/drawn"] == 18 and metrics["generator/share_r"] > 0.5
