@@ -88,6 +88,8 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL = CfgNode()
     # Folder of the instance pool (Arrow shards).
     gal.POOL.ROOT = ""
+    # File of the cut-outs that may be pasted (tools/filter_pool.py --allow-list); "": all.
+    gal.POOL.ALLOW_LIST = ""
     # Which cut-outs are pasted: a name in POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
 

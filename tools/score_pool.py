@@ -15,6 +15,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gal_d2.engine.launch import launch, run_tool
@@ -69,9 +70,9 @@ def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="of the placements")
 
 
-def main(args: argparse.Namespace) -> None:
-    cfg = setup(args)
-    options = OfflineOptions(
+def offline_options(cfg: CfgNode, args: argparse.Namespace) -> OfflineOptions:
+    """What :func:`add_scoring_arguments` read."""
+    return OfflineOptions(
         categories=resolve_categories(cfg, args.category),
         split=args.split,
         per_category=args.per_category,
@@ -80,6 +81,11 @@ def main(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         seed=args.seed,
     )
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    options = offline_options(cfg, args)
     open_pool(cfg, options.categories)  # before the model: a wrong pool is found at once
     folder = args.ledger or Path(cfg.OUTPUT_DIR) / "pool_scores"
     score_pool(cfg, GALTrainer.load_model(cfg), folder, options)

@@ -24,7 +24,7 @@ from gal_d2.data.copy_paste import (
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
-from gal_d2.data.pool import CorruptCutOutError, InstancePool
+from gal_d2.data.pool import CorruptCutOutError, InstancePool, open_configured_pool
 from gal_d2.data.pool_sampler import PoolSampler, build_pool_sampler
 from gal_d2.data.real_instances import RealInstances
 from gal_d2.data.statistics import CategoryStatistics, category_statistics
@@ -320,7 +320,7 @@ def _open_pool(cfg: CfgNode) -> InstancePool:
             "GAL.COPY_PASTE.ENABLED is True but GAL.POOL.ROOT is empty: name the folder of an "
             "instance pool, or paste real objects only (GAL.COPY_PASTE.REAL_FRACTION 1.0)."
         )
-    return InstancePool(cfg.GAL.POOL.ROOT)
+    return open_configured_pool(cfg)
 
 
 def _generator(dataset_dict: dict) -> np.random.Generator:

@@ -37,7 +37,7 @@ from gal_d2.data.copy_paste import PasteOptions
 from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
 from gal_d2.data.datasets import load_metadata, require_dataset
 from gal_d2.data.placements import PlacementDataset, PlacementKey, sample_per_category
-from gal_d2.data.pool import InstancePool
+from gal_d2.data.pool import InstancePool, open_configured_pool
 from gal_d2.data.statistics import category_statistics
 from gal_d2.engine.judge import GROUPS, build_scorer
 from gal_d2.engine.trainer import autocast_dtype
@@ -111,7 +111,7 @@ def open_pool(
     """
     if not cfg.GAL.POOL.ROOT:
         raise UserError("GAL.POOL.ROOT is empty: name the folder of the instance pool to score.")
-    pool = InstancePool(cfg.GAL.POOL.ROOT)
+    pool = open_configured_pool(cfg)
     name = cfg.DATASETS.TRAIN[0]
     known = load_metadata(name).thing_dataset_id_to_contiguous_id
     in_pool = set(pool.category_ids.tolist())
