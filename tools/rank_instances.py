@@ -21,13 +21,12 @@ import pyarrow.csv
 import pyarrow.parquet
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from score_pool import add_scoring_arguments, offline_options
 
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
 from gal_d2.engine.launch import launch, run_tool
-from gal_d2.engine.offline import open_pool, score_pool
+from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
 from gal_d2.engine.setup import argument_parser, load_config, resolve_datasets, setup
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
@@ -38,6 +37,17 @@ from gal_d2.visualization.ranking import RankedCutOut, save_best_and_worst, save
 logger = logging.getLogger("gal_d2")
 
 TEXTS = ("prompt", "model", "generator")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argument_parser(epilog=__doc__)
+    add_scoring_arguments(parser)
+    parser.add_argument("--top", type=int, default=8, help="cut-outs in each row (%(default)s)")
+    parser.add_argument(
+        "--by", default=COMBINED, help="combined, a head's name, phi or loss (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="default: OUTPUT_DIR/ranking")
+    return parser.parse_args(arguments)
 
 
 def resolve_category(cfg: CfgNode, texts: list[str] | None) -> tuple[int, str]:
@@ -65,7 +75,8 @@ def main(args: argparse.Namespace) -> None:
         pool, _ = open_pool(cfg, [category_id])
         source = "/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:])
         folder = Path(cfg.OUTPUT_DIR) / "ranking" / f"{slug(name)}_scores"
-        score_pool(cfg, GALTrainer.load_model(cfg), folder, offline_options(cfg, args))
+        options = OfflineOptions.from_arguments(cfg, args)
+        score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
     if comm.is_main_process():
         title = f"{name}: cut-outs ranked by {Path(args.config_file).stem}, {source}"
         output = args.output or Path(cfg.OUTPUT_DIR) / "ranking"
@@ -149,14 +160,7 @@ def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):
 
 
 if __name__ == "__main__":
-    parser = argument_parser(epilog=__doc__)
-    add_scoring_arguments(parser)
-    parser.add_argument("--top", type=int, default=8, help="cut-outs in each row (%(default)s)")
-    parser.add_argument(
-        "--by", default=COMBINED, help="combined, a head's name, phi or loss (%(default)s)"
-    )
-    parser.add_argument("--output", type=Path, help="default: OUTPUT_DIR/ranking")
-    args = parser.parse_args()
+    args = parse_arguments()
     run_tool(
         launch,
         main,

@@ -15,77 +15,25 @@ import argparse
 import logging
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gal_d2.engine.launch import launch, run_tool
-from gal_d2.engine.offline import SPLITS, OfflineOptions, open_pool, resolve_categories, score_pool
+from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
 
 logger = logging.getLogger("gal_d2")
 
 
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    default = OfflineOptions()
-    parser.add_argument(
-        "--category",
-        action="append",
-        metavar="NAME",
-        help="name, synonym or id; can be given several times (default: all)",
-    )
-    parser.add_argument(
-        "--ledger", type=Path, help="folder of the scores (default: OUTPUT_DIR/pool_scores)"
-    )
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default=default.split,
-        help="where the real objects of the class directions come from (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--per-category",
-        type=int,
-        default=default.per_category,
-        help="real objects of each category to learn from, 0: all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--candidates",
-        type=int,
-        default=default.candidates,
-        help="cut-outs of each category that tell what it is confused with (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--placements",
-        type=int,
-        default=default.placements,
-        help="real images that each cut-out is pasted on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=default.batch_size,
-        help="images per process and step (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the placements")
-
-
-def offline_options(cfg: CfgNode, args: argparse.Namespace) -> OfflineOptions:
-    """What :func:`add_scoring_arguments` read."""
-    return OfflineOptions(
-        categories=resolve_categories(cfg, args.category),
-        split=args.split,
-        per_category=args.per_category,
-        candidates=args.candidates,
-        placements=args.placements,
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argument_parser(epilog=__doc__)
+    add_scoring_arguments(parser)
+    return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
-    options = offline_options(cfg, args)
+    options = OfflineOptions.from_arguments(cfg, args)
     open_pool(cfg, options.categories)  # before the model: a wrong pool is found at once
     folder = args.ledger or Path(cfg.OUTPUT_DIR) / "pool_scores"
     score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
@@ -94,9 +42,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argument_parser(epilog=__doc__)
-    add_scoring_arguments(parser)
-    args = parser.parse_args()
+    args = parse_arguments()
     run_tool(
         launch,
         main,

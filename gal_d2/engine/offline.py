@@ -11,6 +11,7 @@ Both are kept in one folder, so that an interrupted pass goes on where it was.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import logging
@@ -94,6 +95,68 @@ class OfflineOptions:
                 raise UserError(f"--{option} is {value}: set it to {least} or more.")
         if self.per_category < 0:
             raise UserError(f"--per-category is {self.per_category}: set it to 0 (all) or more.")
+
+    @classmethod
+    def from_arguments(cls, cfg: CfgNode, args: argparse.Namespace) -> OfflineOptions:
+        """What a command line says that :func:`add_scoring_arguments` described.
+
+        Raises:
+            UserError: an unknown category, or a value out of range.
+        """
+        return cls(
+            categories=resolve_categories(cfg, args.category),
+            split=args.split,
+            per_category=args.per_category,
+            candidates=args.candidates,
+            placements=args.placements,
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
+
+
+def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of :meth:`OfflineOptions.from_arguments`, and ``--ledger``."""
+    default = OfflineOptions()
+    parser.add_argument(
+        "--category",
+        action="append",
+        metavar="NAME",
+        help="name, synonym or id; can be given several times (default: all)",
+    )
+    parser.add_argument(
+        "--ledger", type=Path, help="folder of the scores (default: OUTPUT_DIR/pool_scores)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default=default.split,
+        help="where the real objects of the class directions come from (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--per-category",
+        type=int,
+        default=default.per_category,
+        help="real objects of each category to learn from, 0: all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=int,
+        default=default.candidates,
+        help="cut-outs of each category that tell what it is confused with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--placements",
+        type=int,
+        default=default.placements,
+        help="real images that each cut-out is pasted on (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=default.batch_size,
+        help="images per process and step (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the placements")
 
 
 def open_pool(
