@@ -59,4 +59,4 @@ def save_score_distributions(
 
 def _smooth(density: np.ndarray) -> np.ndarray:
     kernel = np.array([1, 4, 6, 4, 1]) / 16
-    return np.convolve(density, kernel, mode="same")
+    return np.convolve(np.pad(density, 2, mode="edge"), kernel, mode="valid")
