@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -369,11 +370,8 @@ def separation(results: Sequence[SeedResult], key: tuple[str, str]) -> np.ndarra
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
-    ranks = rankdata(np.concatenate([positive, negative]))[: len(positive)]
-    n, m = len(positive), len(negative)
-    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
+    is_positive = np.repeat([True, False], [len(positive), len(negative)])
+    return float(roc_auc_score(is_positive, np.concatenate([positive, negative])))
 
 
 def accuracy_table(results: Sequence[SeedResult]) -> str:
