@@ -86,6 +86,6 @@ def test_from_file(tmp_path: Path) -> None:
 
 def test_several_names_at_once() -> None:
     names = CategoryNames(CATEGORIES)
-    assert names.resolve_all(["bun", "7", "bun"], "--category") == [7]
+    assert names.resolve_all(["bun", "7", "bun"], "--category") == [7, 12]
     with pytest.raises(UserError, match=r"--category: .*'bunn' \(did you mean bun\?\), 'xyzzy';"):
         names.resolve_all(["bunn", "bun", "xyzzy"], "--category")
