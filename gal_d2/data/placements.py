@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +24,6 @@ _PASTED = 1  # value of the field `instance_source`, as the training mapper has 
 _MAX_TRIES = 10  # real images that are tried in turn where one cannot be read
 
 
-class PlacementKey(NamedTuple):
-    """Which cut-out, and which of its placements (0, 1, ...)."""
-
-    pool_id: int
-    placement: int
-
-
 class PlacementDataset(Dataset):
     """A sample for each (cut-out, placement): the cut-out alone on a real image.
 
@@ -39,12 +31,12 @@ class PlacementDataset(Dataset):
     number: they depend on no other cut-out, nor on the order or the process that asks. The cut-out
     lies wholly in the image, at a size drawn as in training.
 
-    A sample has "image" (uint8 (C, H, W)), "image_id", "height", "width", and "instances" with one
-    instance, the paste, with the fields that :class:`~gal_d2.data.dataset_mapper.CopyPasteMapper`
-    gives. A cut-out that cannot be read, or is transparent, has an empty box and an empty mask.
+    A sample has "image" (uint8 (C, H, W)), "image_id", "height", "width", "placement" (its number),
+    and "instances": the paste alone, with the fields that the training mapper gives. A cut-out that
+    cannot be read, or is transparent, has an empty box and an empty mask.
 
     Args:
-        keys: what to make samples of.
+        keys: (N, 2) int64, pool id and number of the placement of each sample.
         scenes: dataset dicts of the real images.
         pool: where the cut-outs are.
         class_of_category: category id (as in the JSON) -> class index.
@@ -57,7 +49,7 @@ class PlacementDataset(Dataset):
 
     def __init__(
         self,
-        keys: Sequence[PlacementKey],
+        keys: np.ndarray,
         *,
         scenes: Sequence[dict],
         pool: InstancePool,
@@ -69,7 +61,7 @@ class PlacementDataset(Dataset):
         options: PasteOptions | None = None,
         seed: int = 0,
     ) -> None:
-        self.keys = keys
+        self.keys = np.asarray(keys, np.int64).reshape(-1, 2)
         self.scenes = scenes
         self.pool = pool
         self.class_of_category = dict(class_of_category)
@@ -84,8 +76,8 @@ class PlacementDataset(Dataset):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> dict:
-        key = self.keys[index]
-        rng = np.random.default_rng((self.seed, key.pool_id, key.placement))
+        pool_id, placement_number = self.keys[index].tolist()
+        rng = np.random.default_rng((self.seed, pool_id, placement_number))
         scene, image = self._read_scene(rng)
         original = image.shape[:2]
         augmented = T.AugInput(image)
@@ -93,11 +85,11 @@ class PlacementDataset(Dataset):
         image = np.array(augmented.image, order="C")
         frame = locate(transforms, original, image.shape[:2])
 
-        category_id = int(self.pool.category_of(np.array([key.pool_id]))[0])
+        category_id = int(self.pool.category_of(np.array([pool_id]))[0])
         class_index = self.class_of_category[category_id]
         mask = None
         try:
-            rgba = self.pool.get(key.pool_id).rgba
+            rgba = self.pool.get(pool_id).rgba
         except CorruptCutOutError:  # the pool has logged it
             pass
         else:
@@ -115,9 +107,10 @@ class PlacementDataset(Dataset):
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "image_id": scene["image_id"],
+            "placement": placement_number,
             "height": original[0],
             "width": original[1],
-            "instances": _one_instance(mask, class_index, key.pool_id, image.shape[:2]),
+            "instances": _one_instance(mask, class_index, pool_id, image.shape[:2]),
         }
 
     def _read_scene(self, rng: np.random.Generator) -> tuple[dict, np.ndarray]:

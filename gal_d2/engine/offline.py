@@ -37,7 +37,7 @@ from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.copy_paste import PasteOptions
 from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
 from gal_d2.data.datasets import load_metadata, require_dataset
-from gal_d2.data.placements import PlacementDataset, PlacementKey, sample_per_category
+from gal_d2.data.placements import PlacementDataset, sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
 from gal_d2.data.statistics import category_statistics
 from gal_d2.engine.judge import GROUPS, build_scorer
@@ -263,6 +263,11 @@ class _OfflinePass:
         self.metadata = load_metadata(cfg.DATASETS.TRAIN[0])
         self.class_of_category = self.metadata.thing_dataset_id_to_contiguous_id
         groups = [GROUPS.index(f) for f in self.metadata.category_frequency]
+        if not hasattr(model, "roi_heads"):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which has no ROI "
+                "heads to look at the gradients of: score with a GeneralizedRCNN."
+            )
         self.scorer = build_scorer(
             _offline_scorer_config(cfg), model.roi_heads, Tensor(groups).long()
         )
@@ -313,15 +318,13 @@ class _OfflinePass:
         num_classes = self.scorer.num_classes
         rng = np.random.default_rng(options.seed)
         few = sample_per_category(dicts, num_classes, _FIRST_PASS_REAL, rng)
-        sampled = [
-            PlacementKey(int(pool_id), 0)
-            for category in self.categories
-            for pool_id in rng.permutation(self.pool.ids(category))[: options.candidates]
-        ]
+        sampled = np.concatenate(
+            [rng.permutation(self.pool.ids(i))[: options.candidates] for i in self.categories]
+        )
         real = self._batches(_RealScenes(self._mapper(), [dicts[i] for i in few]), "real objects")
         for samples in real:
             self._learn(samples)
-        for samples in self._batches(self._placements(sampled), "candidates"):
+        for samples in self._batches(self._placements(_keys(sampled, 0)), "candidates"):
             self._learn(samples)
 
         wanted = torch.zeros(num_classes, dtype=torch.bool)
@@ -356,21 +359,21 @@ class _OfflinePass:
     # -- Scores
 
     def score(self, folder: Path) -> int:
-        ledger_keys = scored_placements(folder)
-        wanted = [
-            PlacementKey(int(pool_id), placement)
-            for placement in range(self.options.placements)
-            for category in self.categories
-            for pool_id in self.pool.ids(category)
-        ]
-        left = [key for key in wanted if key not in ledger_keys]
+        done = scored_placements(folder)
+        pool_ids = np.concatenate([self.pool.ids(category) for category in self.categories])
+        left = np.concatenate(
+            [
+                _keys(pool_ids[~np.isin(pool_ids, done[done[:, 1] == number, 0])], number)
+                for number in range(self.options.placements)
+            ]
+        )
         first_step = next_step(folder)
         comm.synchronize()  # all have read the ledger before anybody writes to it
         logger.info(
             "%d placements of %d cut-outs, %d of them scored already.",
-            len(wanted),
-            len(wanted) // self.options.placements,
-            len(wanted) - len(left),
+            len(pool_ids) * self.options.placements,
+            len(pool_ids),
+            len(pool_ids) * self.options.placements - len(left),
         )
         rank, world = comm.get_rank(), comm.get_world_size()
         mine = left[rank::world]
@@ -387,19 +390,17 @@ class _OfflinePass:
         )
         with writer, bar:
             loader = self._loader(self._placements(mine))
-            keys = iter(mine)
             for step, samples in enumerate(loader, first_step):
                 features, targets = self._features(samples)
                 image_ids = [sample["image_id"] for sample in samples]
                 contribution = self.scorer.score(features, targets, image_ids)
                 accept = torch.ones(len(contribution), dtype=torch.bool)
-                number = np.array([next(keys).placement for _ in samples], np.int32)
                 writer.append(
                     step,
                     contribution,
                     Decision.uniform(accept, POLICY),
                     image_ids,
-                    more={"placement": number},
+                    more={"placement": np.array([sample["placement"] for sample in samples])},
                 )
                 # The other processes keep about the same pace.
                 bar.update(min(len(samples) * world, len(left) - bar.n))
@@ -408,7 +409,7 @@ class _OfflinePass:
                     flushed = time.monotonic()
         comm.synchronize()
         seconds = max(time.monotonic() - start, 1e-9)
-        if left:
+        if len(left):
             logger.info(
                 "Scored %d placements in %.0f s: %.1f a second, with %d process(es).",
                 len(left),
@@ -420,7 +421,7 @@ class _OfflinePass:
 
     # -- Common to both
 
-    def _placements(self, keys: Sequence[PlacementKey]) -> PlacementDataset:
+    def _placements(self, keys: np.ndarray) -> PlacementDataset:
         scale_mean, scale_std = class_scales(
             [category_statistics(name) for name in self.cfg.DATASETS.TRAIN]
         )
@@ -489,22 +490,28 @@ class _RealScenes(Dataset):
         return self.mapper(self.dicts[index])
 
 
-def scored_placements(folder: Path) -> set[tuple[int, int]]:
-    """(pool id, placement) of every row of an offline ledger; empty where there is none.
+def scored_placements(folder: Path) -> np.ndarray:
+    """(N, 2) int64, pool id and placement of every row of an offline ledger; N may be 0.
 
     Raises:
         UserError: the ledger is that of a training.
     """
-    keys: set[tuple[int, int]] = set()
-    if not any(folder.glob("*.parquet")):
-        return keys
-    for table in Ledger(folder).tables(["pool_id", "placement"]):
-        if "placement" not in table.column_names:
-            raise UserError(
-                f"{folder} holds the ledger of a training: choose another folder (--ledger)."
+    parts = [np.zeros((0, 2), np.int64)]
+    if any(folder.glob("*.parquet")):
+        for table in Ledger(folder).tables(["pool_id", "placement"]):
+            if "placement" not in table.column_names:
+                raise UserError(
+                    f"{folder} holds the ledger of a training: choose another folder (--ledger)."
+                )
+            parts.append(
+                np.stack([table[name].to_numpy() for name in ("pool_id", "placement")], axis=1)
             )
-        keys.update(zip(table["pool_id"].to_pylist(), table["placement"].to_pylist(), strict=True))
-    return keys
+    return np.concatenate(parts)
+
+
+def _keys(pool_ids: np.ndarray, number: int) -> np.ndarray:
+    """(N, 2): the placement ``number`` of each of ``pool_ids`` (N,)."""
+    return np.stack([pool_ids, np.full(len(pool_ids), number, np.int64)], axis=1)
 
 
 def next_step(folder: Path) -> int:

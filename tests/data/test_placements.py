@@ -6,7 +6,7 @@ import pytest
 from detectron2.data import transforms as T
 
 from gal_d2.data.copy_paste import PasteOptions
-from gal_d2.data.placements import PlacementDataset, PlacementKey, sample_per_category
+from gal_d2.data.placements import PlacementDataset, sample_per_category
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.errors import UserError
 
@@ -63,7 +63,7 @@ def ids(pool: InstancePool) -> dict[str, int]:
 
 def test_a_sample_is_the_cut_out_alone_and_whole(pool, scenes):
     red = ids(pool)["3"]
-    keys = [PlacementKey(red, number) for number in range(20)]
+    keys = [(red, number) for number in range(20)]
     for sample in dataset(pool, scenes, keys):
         instances = sample["instances"]
         assert len(instances) == 1 and instances.gt_classes.tolist() == [0]
@@ -81,7 +81,7 @@ def test_a_sample_is_the_cut_out_alone_and_whole(pool, scenes):
 
 def test_a_placement_depends_on_its_own_key_alone(pool, scenes):
     red, green = ids(pool)["3"], ids(pool)["12"]
-    keys = [PlacementKey(red, 0), PlacementKey(red, 1), PlacementKey(green, 0)]
+    keys = [(red, 0), (red, 1), (green, 0)]
     forward = dataset(pool, scenes, keys)
     backward = dataset(pool, scenes, keys[::-1])
     for index, key in enumerate(keys):
@@ -95,9 +95,7 @@ def test_a_placement_depends_on_its_own_key_alone(pool, scenes):
 
 
 def test_the_image_is_brought_to_test_size(pool, scenes):
-    data = dataset(
-        pool, scenes, [PlacementKey(ids(pool)["3"], 0)], augmentations=[T.Resize((128, 128))]
-    )
+    data = dataset(pool, scenes, [(ids(pool)["3"], 0)], augmentations=[T.Resize((128, 128))])
     sample = data[0]
     assert sample["image"].shape == (3, 128, 128)
     assert sample["instances"].gt_masks.tensor.sum() == 32 * 32
@@ -105,7 +103,7 @@ def test_the_image_is_brought_to_test_size(pool, scenes):
 
 
 def test_a_cut_out_without_foreground_has_no_box(pool, scenes):
-    (sample,) = dataset(pool, scenes, [PlacementKey(ids(pool)["faint"], 0)])
+    (sample,) = dataset(pool, scenes, [(ids(pool)["faint"], 0)])
     assert sample["instances"].gt_boxes.tensor.tolist() == [[0, 0, 0, 0]]
     assert not sample["instances"].gt_masks.tensor.any()
 
@@ -113,7 +111,7 @@ def test_a_cut_out_without_foreground_has_no_box(pool, scenes):
 def test_images_that_cannot_be_read_are_passed_over(pool, scenes, caplog):
     for record in scenes[1:]:
         record["file_name"] += ".gone"
-    keys = [PlacementKey(ids(pool)["3"], number) for number in range(3)]
+    keys = [(ids(pool)["3"], number) for number in range(3)]
     # Of four images one is left; ten draws miss it with probability .75 ** 10.
     assert {sample["image_id"] for sample in dataset(pool, scenes, keys)} == {100}
     assert "Another one is taken" in caplog.text
