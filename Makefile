@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 MINIATURE := datasets/miniature/.complete
 
 # Of `make rank`.
-CATEGORY ?= sandal
+CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_copypaste/model_final.pth
 
 .PHONY: setup miniature demo rank pictures test lint clean

@@ -47,6 +47,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--by", default=COMBINED, help="combined, a head's name, phi or loss (%(default)s)"
     )
     parser.add_argument("--output", type=Path, help="default: OUTPUT_DIR/ranking")
+    parser.add_argument(
+        "--dpi", type=int, default=200, help="of the picture; 0.9 inch a cut-out (%(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -80,7 +83,8 @@ def main(args: argparse.Namespace) -> None:
     if comm.is_main_process():
         title = f"{name}: cut-outs ranked by {Path(args.config_file).stem}, {source}"
         output = args.output or Path(cfg.OUTPUT_DIR) / "ranking"
-        write(Ledger(folder), pool, category_id, args.by, args.top, output / slug(name), title)
+        stem = output / slug(name)
+        write(Ledger(folder), pool, category_id, args.by, args.top, stem, title, args.dpi)
 
 
 def slug(name: str) -> str:
@@ -96,6 +100,7 @@ def write(
     top: int,
     stem: Path,
     title: str,
+    dpi: int = 200,
 ) -> None:
     """Picture, tables and page of a category; ``stem`` is their path without the suffix."""
     if top < 1:
@@ -127,6 +132,7 @@ def write(
         stem.with_suffix(".png"),
         title=title,
         value_name=f"{meaning}, mean of a cut-out's exposures ({len(known)} cut-outs)",
+        dpi=dpi,
     )
     save_gallery(cut_outs, stem.with_suffix(".html"), title=title, value_name=by)
     logger.info("Picture, tables and page: %s.{png,csv,parquet,html}", stem)

@@ -106,7 +106,7 @@ def save_best_and_worst(
             axis.set_axis_off()
         for axis, cut_out in zip(axes, row, strict=False):
             axis.imshow(on_neutral(cut_out.rgba, round(0.9 * dpi)), interpolation="none")
-            axis.set_title(f"{cut_out.value:+.3g}", y=-0.22, fontsize=8, color=color)
+            axis.set_title(f"{cut_out.value:+#.3g}", y=-0.22, fontsize=8, color=color)
         axes[0].text(
             -0.12,
             0.5,
