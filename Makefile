@@ -1,7 +1,8 @@
 # make demo   set up, train on the miniature with copy-paste, evaluate, draw pictures
+# make rank   best and worst cut-outs of a category, by the demo's model (or WEIGHTS, CATEGORY)
 # make test   set up, run the tests
 # make lint   ruff
-# Both do all their set-up themselves and are quick when nothing has changed.
+# All do all their set-up themselves and are quick when nothing has changed.
 
 # Python >= 3.10 to make the environment from, and the torch to put in it, e.g.
 #   make test PYTHON=python3.12 TORCH="torch==2.14.1 torchvision --index-url ..."
@@ -12,7 +13,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINIATURE := datasets/miniature/.complete
 
-.PHONY: setup miniature demo pictures test lint clean
+# Of `make rank`.
+CATEGORY ?= handbag
+WEIGHTS ?= output/miniature_copypaste/model_final.pth
+
+.PHONY: setup miniature demo rank pictures test lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
@@ -35,6 +40,10 @@ $(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_s
 
 demo: $(VENV)/.complete $(MINIATURE)
 	$(BIN)/python tools/demo.py
+
+rank: $(VENV)/.complete $(MINIATURE)
+	@test -f "$(WEIGHTS)" || { echo "error: $(WEIGHTS) does not exist: run make demo first, or name a model with WEIGHTS=" >&2; exit 1; }
+	$(BIN)/python tools/rank_instances.py --config-file configs/miniature_copypaste.yaml --category "$(CATEGORY)" MODEL.WEIGHTS "$(WEIGHTS)"
 
 # The pictures of README.md, from the demo's.
 pictures: demo

@@ -91,6 +91,8 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # Folder of the instance pool (Arrow shards). Empty while GAL.GENERATOR is ENABLED:
     # OUTPUT_DIR/pool.
     gal.POOL.ROOT = ""
+    # File of the cut-outs that may be pasted (tools/filter_pool.py --allow-list); "": all.
+    gal.POOL.ALLOW_LIST = ""
     # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "ledger"
     # (class uniform, then a cut-out the less often the poorer it scored so far), or another name in
     # POOL_SAMPLER_REGISTRY.

@@ -29,7 +29,6 @@ from gal_d2.data.pool_import import (
     list_xpaste,
 )
 from gal_d2.engine.launch import run_tool
-from gal_d2.errors import UserError
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -68,13 +67,7 @@ def chosen_categories(names: CategoryNames, texts: list[str] | None) -> set[int]
     """Ids of the categories that --categories lists; None means all."""
     if texts is None:
         return None
-    chosen = {text: names.resolve(text) for text in texts}
-    unknown = [f"'{text}'{_hint(names.nearest(text))}" for text, i in chosen.items() if i is None]
-    if unknown:
-        raise UserError(
-            f"--categories: not in the annotation file: {', '.join(unknown)}; correct the names"
-        )
-    return set(chosen.values())
+    return set(names.resolve_all(texts, "--categories"))
 
 
 def main(arguments: argparse.Namespace) -> int:

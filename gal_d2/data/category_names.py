@@ -88,6 +88,28 @@ class CategoryNames:
         matches = difflib.get_close_matches(_plain(text), self._by_plain_name, n=count)
         return list(dict.fromkeys(self.names[self._by_plain_name[match]] for match in matches))
 
+    def resolve_all(self, texts: Iterable[str], option: str) -> list[int]:
+        """The ids of several categories, in order, each once.
+
+        Args:
+            texts: names, synonyms or ids.
+            option: what the user gave them with, for the message.
+
+        Raises:
+            UserError: some are unknown; it names those that look alike.
+        """
+        found = {text: self.resolve(text) for text in texts}
+        unknown = []
+        for text, category_id in found.items():
+            if category_id is None:
+                nearest = " or ".join(self.nearest(text))
+                unknown.append(f"'{text}'" + (f" (did you mean {nearest}?)" if nearest else ""))
+        if unknown:
+            raise UserError(
+                f"{option}: not in the annotation file: {', '.join(unknown)}; correct the names"
+            )
+        return list(dict.fromkeys(found.values()))
+
 
 def read_json(path: str | os.PathLike, remedy: str) -> object:
     """The content of a JSON file.

@@ -173,11 +173,20 @@ def draw_size(
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def draw_position(size: tuple[int, int], region: Box, rng: np.random.Generator) -> tuple[int, int]:
+def draw_position(
+    size: tuple[int, int], region: Box, rng: np.random.Generator, *, inside: bool = False
+) -> tuple[int, int]:
     """Top left pixel (x0, y0) of a box of ``size`` (height, width), its centre uniform in region.
 
-    The box may reach out of the region by up to half of its size.
+    The box may reach out of the region by up to half of its size; with ``inside`` it does not (a
+    box as large as the region or smaller), and its place is uniform among those.
     """
+    if inside:
+        room_x, room_y = region.width - size[1], region.height - size[0]
+        return (
+            region.x0 + int(rng.integers(max(room_x, 0), endpoint=True)),
+            region.y0 + int(rng.integers(max(room_y, 0), endpoint=True)),
+        )
     x = rng.uniform(region.x0, region.x1)
     y = rng.uniform(region.y0, region.y1)
     return math.floor(x - size[1] / 2), math.floor(y - size[0] / 2)
@@ -246,6 +255,7 @@ def prepare_paste(
     rng: np.random.Generator,
     *,
     bgr: bool = False,
+    inside: bool = False,
 ) -> Placement | None:
     """Draw size, flip and position of a cut-out and bring it there.
 
@@ -258,6 +268,7 @@ def prepare_paste(
         options: what the draws depend on.
         rng: source of randomness.
         bgr: the image's channels are B, G, R.
+        inside: nothing of it lies outside the region.
 
     Returns:
         The placement; None if the cut-out is empty or nothing of it is in the image.
@@ -267,7 +278,7 @@ def prepare_paste(
         return None
     size = draw_size(cropped.shape[:2], foreground, scale, frame, options, rng)
     is_flipped = rng.random() < options.flip_prob
-    x0, y0 = draw_position(size, frame.region, rng)
+    x0, y0 = draw_position(size, frame.region, rng, inside=inside)
     color, alpha = resize_cutout(cropped, size)
     if is_flipped:
         color, alpha = cv2.flip(color, 1), cv2.flip(alpha, 1)

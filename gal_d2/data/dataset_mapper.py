@@ -30,7 +30,7 @@ from gal_d2.data.datasets import load_metadata
 from gal_d2.data.fields import NO_POOL_ID, InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
-from gal_d2.data.pool import CorruptCutOutError, InstancePool
+from gal_d2.data.pool import CorruptCutOutError, InstancePool, open_configured_pool
 from gal_d2.data.pool_growth import GrowingPool
 from gal_d2.data.pool_sampler import PoolSampler, build_pool_sampler
 from gal_d2.data.probe import ProbeImages
@@ -394,7 +394,7 @@ def _open_pool(cfg: CfgNode) -> InstancePool:
             "instance pool, or paste real objects only (GAL.COPY_PASTE.REAL_FRACTION 1.0)."
         )
     # One that is drawn while training may have nothing yet.
-    return InstancePool(cfg.GAL.POOL.ROOT, allow_empty=cfg.GAL.GENERATOR.ENABLED)
+    return open_configured_pool(cfg, allow_empty=cfg.GAL.GENERATOR.ENABLED)
 
 
 def _generator(dataset_dict: dict, *stream: int) -> np.random.Generator:

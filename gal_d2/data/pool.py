@@ -21,6 +21,8 @@ from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from detectron2.config import CfgNode
 
 from gal_d2.data.cut_out import (
     CorruptCutOutError,
@@ -42,7 +44,16 @@ from gal_d2.data.pool_shard import (
 )
 from gal_d2.errors import UserError
 
-__all__ = ["CorruptCutOutError", "CutOut", "CutOutSource", "InstancePool", "PoolWriter"]
+__all__ = [
+    "CorruptCutOutError",
+    "CutOut",
+    "CutOutSource",
+    "InstancePool",
+    "PoolWriter",
+    "open_configured_pool",
+    "read_allow_list",
+    "write_allow_list",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -278,6 +289,7 @@ class InstancePool:
             being generated) in place of an error.
         shards: names of the shards to read, in place of all that are there: a snapshot taken
             earlier from :attr:`shards`, as a resumed run needs where the pool has grown since.
+        only: ids of the cut-outs to see, in place of all; see :func:`read_allow_list`.
         max_open_shards: how many shards are kept mapped at a time (a file handle each).
 
     Attributes:
@@ -295,9 +307,11 @@ class InstancePool:
         *,
         allow_empty: bool = False,
         shards: Sequence[str] | None = None,
+        only: np.ndarray | None = None,
         max_open_shards: int = 256,
     ) -> None:
         self.root = Path(root).absolute()
+        self._only = None if only is None else np.unique(np.asarray(only, np.int64))
         self.corrupt_shards: dict[str, str] = {}
         self.corrupt_ids: dict[int, str] = {}
         self._max_open_shards = max_open_shards
@@ -316,6 +330,7 @@ class InstancePool:
             dict(self.corrupt_shards),
             dict(self.corrupt_ids),
             self._max_open_shards,
+            self._only,
         )
 
     def __len__(self) -> int:
@@ -383,6 +398,22 @@ class InstancePool:
             logger.warning("%s; it is skipped, see tools/check_pool.py", reason)
             raise CorruptCutOutError(reason) from error
         return cut_out
+
+    def get_encoded(self, pool_id: int) -> dict:
+        """What is stored of a cut-out, by the names of ``pool_shard.SCHEMA``; not decoded.
+
+        Raises:
+            KeyError: the id is not in the pool.
+            CorruptCutOutError: it is, but cannot be read.
+        """
+        position = self._index.find(int(pool_id))
+        if position < 0:
+            raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
+        name = self._shards[self._index.shard[position]]
+        try:
+            return self._reader(name).read_fields(int(self._index.row[position]))
+        except CorruptShardError as error:
+            raise CorruptCutOutError(f"{self.root / name} is corrupt: {error}") from error
 
     def refresh(self) -> int:
         """Take in the shards that were completed since.
@@ -505,20 +536,35 @@ class InstancePool:
         shards = tuple(sorted(known | parts.keys()))
         number = {name: i for i, name in enumerate(shards)}
         renumbered = np.array([number[name] for name in self._shards], np.int32)
-        lengths = [len(ids) for ids, _ in parts.values()]
+        seen = {name: self._visible_rows(ids) for name, (ids, _) in parts.items()}
+        lengths = [len(rows) for rows in seen.values()]
         self._index = PoolIndex(
-            np.concatenate([index.ids, *(ids for ids, _ in parts.values())]),
+            np.concatenate([index.ids, *(parts[name][0][rows] for name, rows in seen.items())]),
             np.concatenate(
-                [index.categories[index.category_index], *(c for _, c in parts.values())]
+                [
+                    index.categories[index.category_index],
+                    *(parts[name][1][rows] for name, rows in seen.items()),
+                ]
             ),
             np.concatenate(
                 [renumbered[index.shard], np.repeat([number[name] for name in parts], lengths)]
             ),
-            np.concatenate([index.row, *(np.arange(n, dtype=np.int32) for n in lengths)]),
+            np.concatenate([index.row, *seen.values()]),
         )
         self._shards = shards
 
+    def _visible_rows(self, ids: np.ndarray) -> np.ndarray:
+        """(m,) int32 rows of a shard that this pool shows; ``ids`` (n,) are the shard's."""
+        if self._only is None:
+            return np.arange(len(ids), dtype=np.int32)
+        return np.flatnonzero(np.isin(ids, self._only)).astype(np.int32)
+
     def _nothing_to_read(self) -> str:
+        if self._only is not None and self._shards:
+            return (
+                f"none of the {len(self._only)} cut-outs that are allowed (GAL.POOL.ALLOW_LIST) is "
+                f"in the instance pool {self.root}; name the pool that the list was made from"
+            )
         if self.corrupt_shards:
             return (
                 f"all {len(self.corrupt_shards)} shards of the instance pool {self.root} are "
@@ -534,14 +580,54 @@ class InstancePool:
         )
 
 
+def write_allow_list(path: str | os.PathLike, pool_ids: np.ndarray) -> None:
+    """Write ids (N,) for :func:`read_allow_list`: a Parquet file with the column ``pool_id``."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table({"pool_id": pa.array(np.sort(np.asarray(pool_ids, np.int64)))})
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read_allow_list(path: str | os.PathLike) -> np.ndarray:
+    """(N,) int64 pool ids that ``tools/filter_pool.py`` kept.
+
+    Raises:
+        UserError: the file is missing or not such a list.
+    """
+    try:
+        return pq.read_table(path, columns=["pool_id"])["pool_id"].to_numpy().astype(np.int64)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the allow-list {path} cannot be read ({reason}); give a file that "
+            "tools/filter_pool.py --allow-list wrote"
+        ) from error
+
+
+def open_configured_pool(cfg: CfgNode, allow_empty: bool = False) -> InstancePool:
+    """The pool of ``GAL.POOL.ROOT``, as far as ``GAL.POOL.ALLOW_LIST`` allows.
+
+    Raises:
+        UserError: there is nothing to read, unless ``allow_empty``.
+    """
+    allowed = cfg.GAL.POOL.ALLOW_LIST
+    only = read_allow_list(allowed) if allowed else None
+    return InstancePool(cfg.GAL.POOL.ROOT, allow_empty=allow_empty, only=only)
+
+
 def _restore(
     root: str,
     shards: tuple[str, ...],
     corrupt_shards: dict[str, str],
     corrupt_ids: dict[int, str],
     max_open_shards: int,
+    only: np.ndarray | None,
 ) -> InstancePool:
-    pool = InstancePool(root, allow_empty=True, shards=shards, max_open_shards=max_open_shards)
+    pool = InstancePool(
+        root, allow_empty=True, shards=shards, only=only, max_open_shards=max_open_shards
+    )
     pool.corrupt_shards.update(corrupt_shards)
     pool.corrupt_ids.update(corrupt_ids)
     return pool

@@ -48,6 +48,41 @@ GROUPS = "rcf"  # frequency groups by number, as the scoring package has them
 SCORE_QUANTILES = (0.1, 0.5, 0.9)
 
 
+def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> ContributionScorer:
+    """The scorer that ``GAL.SCORER`` describes.
+
+    Args:
+        cfg: the whole config.
+        roi_heads: whose gradients are looked at.
+        class_groups: (C,) int64, place of each class's frequency in ``GROUPS``.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+    node = cfg.GAL.SCORER
+    for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
+        if len(node[key]) != len(node.HEADS):
+            raise UserError(
+                f"GAL.SCORER.{key} has {len(node[key])} entries, GAL.SCORER.HEADS has "
+                f"{len(node.HEADS)}: give one weight for each head."
+            )
+    return ContributionScorer(
+        roi_heads,
+        heads=node.HEADS,
+        score_weights=dict(zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)),
+        loss_weights=dict(zip(node.HEADS, node.LOSS_WEIGHTS, strict=True)),
+        projection=node.PROJECTION,
+        seed=node.SEED,
+        class_groups=class_groups,
+        momentum=node.MOMENTUM,
+        shrinkage=node.SHRINKAGE,
+        num_partners=node.NUM_PARTNERS,
+        partner_every=node.PARTNER_EVERY,
+        max_real_per_class=node.MAX_REAL_PER_CLASS,
+        max_counterfactuals=node.MAX_COUNTERFACTUALS,
+    )
+
+
 @dataclass
 class Verdict:
     """The last step's scores and decisions, a row per pasted instance.
@@ -181,27 +216,7 @@ class InstanceJudge(Judge):
         self.model = model if node.TARGET == "probe" else None
         self.max_proposals = node.MAX_PROPOSALS if node.ROIS == "proposals" else 0
         self._probe: list[dict] = []
-        for key in ("SCORE_WEIGHTS", "LOSS_WEIGHTS"):
-            if len(node[key]) != len(node.HEADS):
-                raise UserError(
-                    f"GAL.SCORER.{key} has {len(node[key])} entries, GAL.SCORER.HEADS has "
-                    f"{len(node.HEADS)}: give one weight for each head."
-                )
-        self.scorer = ContributionScorer(
-            roi_heads,
-            heads=node.HEADS,
-            score_weights=dict(zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)),
-            loss_weights=dict(zip(node.HEADS, node.LOSS_WEIGHTS, strict=True)),
-            projection=node.PROJECTION,
-            seed=node.SEED,
-            class_groups=self.class_groups,
-            momentum=node.MOMENTUM,
-            shrinkage=node.SHRINKAGE,
-            num_partners=node.NUM_PARTNERS,
-            partner_every=node.PARTNER_EVERY,
-            max_real_per_class=node.MAX_REAL_PER_CLASS,
-            max_counterfactuals=node.MAX_COUNTERFACTUALS,
-        )
+        self.scorer = build_scorer(cfg, roi_heads, self.class_groups)
         self.policy = build_acceptance_policy(cfg)
         self.min_age = cfg.GAL.ACCEPT.WARM_UP.MIN_AGE
 

@@ -234,10 +234,13 @@ class GALTrainer(DefaultTrainer):
         return build_interleaver(cfg)
 
     @classmethod
-    def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
-        """Metrics of ``cfg.MODEL.WEIGHTS`` (with ``resume``: of the last checkpoint).
+    def load_model(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
+        """The model with ``cfg.MODEL.WEIGHTS`` (with ``resume``: those of the last checkpoint).
 
-        With ``SOLVER.EMA.ENABLED``, of the average of weights where the checkpoint has one.
+        With ``SOLVER.EMA.ENABLED``, with the average of weights where the checkpoint has one.
+
+        Raises:
+            UserError: no weights are named, or they are not there.
         """
         model = cls.build_model(cfg)
         ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY)
@@ -247,14 +250,19 @@ class GALTrainer(DefaultTrainer):
             path = checkpointer.get_checkpoint_file()
         if not path:
             raise UserError(
-                "MODEL.WEIGHTS is empty: name the checkpoint to evaluate, as in "
-                "`--eval-only MODEL.WEIGHTS output/model_final.pth`."
+                "MODEL.WEIGHTS is empty: name the checkpoint to load, as in "
+                "`MODEL.WEIGHTS output/model_final.pth`."
             )
         if "://" not in path and not Path(path).is_file():
             raise UserError(f"MODEL.WEIGHTS is '{path}', which does not exist.")
         checkpointer.load(path, checkpointables=["ema"] if cfg.SOLVER.EMA.ENABLED else [])
         ema.copy_to_model()
-        return cls.test(cfg, wrap_in_ddp(model))
+        return model
+
+    @classmethod
+    def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
+        """Metrics of the model that :meth:`load_model` gives."""
+        return cls.test(cfg, wrap_in_ddp(cls.load_model(cfg, resume)))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, seed: int) -> TrainingLoader:

@@ -236,6 +236,7 @@ class LedgerWriter:
         contribution: Contribution,
         decision: Decision,
         image_ids: Sequence[int],
+        more: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Add the N instances of a step. They are on disk after the next :meth:`flush`.
 
@@ -244,6 +245,7 @@ class LedgerWriter:
             contribution: of N instances.
             decision: on the same instances.
             image_ids: by image of the batch (``contribution.image_index`` points into it).
+            more: further columns of these instances, (N,) each, under names of their own.
 
         Raises:
             UserError: the folder holds rows of this step or later ones already (of a run that was
@@ -257,6 +259,7 @@ class LedgerWriter:
                 "choose another OUTPUT_DIR."
             )
         columns = _numpy_columns(contribution) | _numpy_columns(decision)
+        columns |= {name: np.asarray(values) for name, values in (more or {}).items()}
         count = len(columns["pool_id"])
         lengths = {name: len(values) for name, values in columns.items() if len(values) != count}
         if lengths:

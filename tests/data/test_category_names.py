@@ -82,3 +82,10 @@ def test_from_file(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps({"categories": CATEGORIES}))
     assert CategoryNames.from_file(path).resolve("bun") == 7
+
+
+def test_several_names_at_once() -> None:
+    names = CategoryNames(CATEGORIES)
+    assert names.resolve_all(["bun", "7", "bun"], "--category") == [7, 12]
+    with pytest.raises(UserError, match=r"--category: .*'bunn' \(did you mean bun\?\), 'xyzzy';"):
+        names.resolve_all(["bunn", "bun", "xyzzy"], "--category")

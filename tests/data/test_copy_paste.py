@@ -147,6 +147,24 @@ def test_the_centre_is_uniform_over_the_region() -> None:
     assert centres.mean(axis=0) == pytest.approx((200, 35), abs=3)
 
 
+@given(
+    width=st.integers(1, 9), height=st.integers(1, 9), room=st.integers(0, 5), seed=st.integers(0)
+)
+def test_a_box_inside_stays_inside(width: int, height: int, room: int, seed: int) -> None:
+    region = Box(3, 7, 3 + width + room, 7 + height + room)
+    rng = np.random.default_rng(seed)
+    x0, y0 = draw_position((height, width), region, rng, inside=True)
+    box = Box(x0, y0, x0 + width, y0 + height)
+    assert box.intersect(region) == box
+
+
+def test_every_place_inside_occurs() -> None:
+    rng = np.random.default_rng(0)
+    region = Box(0, 0, 3, 2)
+    places = {draw_position((1, 2), region, rng, inside=True) for _ in range(100)}
+    assert places == {(0, 0), (1, 0), (0, 1), (1, 1)}
+
+
 class TestResize:
     def test_one_to_one(self) -> None:
         rgba = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)

@@ -18,7 +18,14 @@ import pyarrow as pa
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from gal_d2.data.pool import CorruptCutOutError, CutOutSource, InstancePool, PoolWriter
+from gal_d2.data.pool import (
+    CorruptCutOutError,
+    CutOutSource,
+    InstancePool,
+    PoolWriter,
+    read_allow_list,
+    write_allow_list,
+)
 from gal_d2.data.pool_check import check_shard
 from gal_d2.data.pool_shard import SCHEMA, ShardWriter, shard_names, temporary_names
 from gal_d2.errors import UserError
@@ -550,3 +557,39 @@ def test_discarded_shard_leaves_nothing(tmp_path: Path) -> None:
     assert temporary_names(tmp_path) == [shard.temporary.name]
     shard.discard()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_is_allowed_is_seen(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "pool", max_rows=2) as writer:
+        ids = [
+            writer.add(number % 2, np.full((3, 3, 4), 99 + number, np.uint8), source=SOURCE)
+            for number in range(6)
+        ]
+    write_allow_list(tmp_path / "new" / "allowed.parquet", np.array([ids[4], ids[1], 7]))
+    allowed = read_allow_list(tmp_path / "new" / "allowed.parquet")
+    pool = InstancePool(tmp_path / "pool", only=allowed)
+    for seen in (pool, pickle.loads(pickle.dumps(pool))):
+        assert sorted(seen.all_ids().tolist()) == sorted([ids[1], ids[4]])
+        assert seen.ids(0).tolist() == [ids[4]] and seen.ids(1).tolist() == [ids[1]]
+        assert (seen.get(ids[4]).rgba == 103).all()
+        assert ids[0] not in seen
+    with pytest.raises(UserError, match="none of the 1 cut-outs that are allowed"):
+        InstancePool(tmp_path / "pool", only=np.array([7]))
+
+
+def test_an_allow_list_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("1 2 3")
+    for path in (tmp_path / "list", tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"cannot be read .*filter_pool.py --allow-list wrote"):
+            read_allow_list(path)
+
+
+def test_a_cut_out_as_it_is_stored(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "pool") as writer:
+        pool_id = writer.add(5, np.full((3, 4, 4), 99, np.uint8), source=SOURCE, scores={"a": 0.5})
+    pool = InstancePool(tmp_path / "pool")
+    stored = pool.get_encoded(pool_id)
+    assert (stored["category_id"], stored["height"], stored["width"]) == (5, 3, 4)
+    assert dict(stored["scores"]) == {"a": 0.5} and isinstance(stored["image"], bytes)
+    with pytest.raises(KeyError, match="not in the instance pool"):
+        pool.get_encoded(pool_id ^ 1)

@@ -385,3 +385,14 @@ def test_an_empty_ledger_says_what_to_do(tmp_path):
     (tmp_path / "notes.txt").write_text("not a shard")
     with pytest.raises(UserError, match=r"is empty \(1 damaged shards\)"):
         Ledger(tmp_path)
+
+
+def test_further_columns(tmp_path):
+    with writer(tmp_path) as ledger:
+        more = {"placement": np.array([4, 6], np.int32)}
+        ledger.append(0, *rows([1, 2]), image_ids=[100, 200], more=more)
+        with pytest.raises(ValueError, match="columns of other lengths: {'placement': 3}"):
+            ledger.append(1, *rows([1, 2]), [100, 200], more={"placement": np.arange(3)})
+    (table,) = Ledger(tmp_path).tables(["placement"])
+    assert table["placement"].to_pylist() == [4, 6]
+    assert Ledger(tmp_path).by_instance()["count"].to_pylist() == [1, 1]

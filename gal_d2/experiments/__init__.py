@@ -1,0 +1,1 @@
+"""Studies of the method away from detection."""

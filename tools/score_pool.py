@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Score every cut-out of a pool with a trained model, and write a ledger of the scores.
+
+tools/score_pool.py --config-file configs/lvis_gal.yaml MODEL.WEIGHTS model.pth
+tools/score_pool.py --config-file configs/miniature_gal.yaml --category boot --category dress \\
+  MODEL.WEIGHTS output/miniature_copypaste/model_final.pth
+
+Interrupted, it goes on where it was, with any number of processes. tools/rank_instances.py and
+tools/filter_pool.py read the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from detectron2.utils import comm
+
+from gal_d2.engine.launch import launch, run_tool
+from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
+
+logger = logging.getLogger("gal_d2")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argument_parser(epilog=__doc__)
+    add_scoring_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = setup(args)
+    options = OfflineOptions.from_arguments(cfg, args)
+    open_pool(cfg, options.categories)  # before the model: a wrong pool is found at once
+    folder = args.ledger or Path(cfg.OUTPUT_DIR) / "pool_scores"
+    score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
+    if comm.is_main_process():
+        logger.info("Ledger: %s", folder)
+
+
+if __name__ == "__main__":
+    args = parse_arguments()
+    run_tool(
+        launch,
+        main,
+        num_gpus=args.num_gpus,
+        num_cpu_processes=args.num_cpu_processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
