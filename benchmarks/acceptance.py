@@ -15,27 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from sklearn.metrics import roc_auc_score
+from miniature_truth import DEFAULT_FILE, GOOD, Truth, auc
 
 from gal_d2.data.datasets import load_metadata
 from gal_d2.engine.launch import run_tool
-from gal_d2.errors import UserError
 from gal_d2.scoring.ledger import Ledger
 
-GOOD = "good"
 COLUMNS = ["pool_id", "category_id", "accept", "undecided", "score"]
 
 
 def load_decisions(run: Path, truth_file: Path, first_step: int) -> dict[str, np.ndarray]:
     """Decided instances of a ledger joined with the truth, as columns of equal length."""
-    if not truth_file.is_file():
-        raise UserError(f"{truth_file} does not exist: run tools/prepare_miniature.py.")
-    ledger = Ledger(run / "ledger")
-    table = pa.concat_tables(ledger.tables([*COLUMNS, "step"]))
-    truth = pq.read_table(truth_file).select(["pool_id", "kind", "ambiguous"])
-    table = table.join(truth, "pool_id", join_type="inner")
+    truth = Truth.read(truth_file)
+    table = pa.concat_tables(Ledger(run / "ledger").tables([*COLUMNS, "step"]))
     columns = {name: table[name].to_numpy() for name in table.column_names}
+    rows = truth.rows(columns["pool_id"])
+    columns |= {"kind": truth.kind[rows], "ambiguous": truth.ambiguous[rows]}
     chosen = (columns["step"] >= first_step) & ~columns["undecided"].astype(bool)
     return {name: values[chosen] for name, values in columns.items()}
 
@@ -44,7 +39,7 @@ def rows(columns: dict[str, np.ndarray], names: dict[int, str]) -> Iterator[tupl
     """(what, instances, accepted good, accepted bad, bad pasted, bad among accepted, AUC)."""
     everything = np.ones(len(columns["pool_id"]), dtype=bool)
     yield "all", *figures(columns, everything)
-    yield "ambiguous", *figures(columns, columns["ambiguous"].astype(bool))
+    yield "ambiguous", *figures(columns, columns["ambiguous"])
     for category, name in names.items():
         yield name, *figures(columns, columns["category_id"] == category)
 
@@ -53,15 +48,13 @@ def figures(columns: dict[str, np.ndarray], chosen: np.ndarray) -> tuple:
     good = (columns["kind"] == GOOD)[chosen]
     accept = columns["accept"].astype(bool)[chosen]
     score = columns["score"].astype(float)[chosen]
-    known = np.isfinite(score)
-    both = 0 < good[known].sum() < known.sum()
     return (
         len(good),
         accept[good].mean() if good.any() else np.nan,
         accept[~good].mean() if (~good).any() else np.nan,
         (~good).mean() if len(good) else np.nan,
         (~good)[accept].mean() if accept.any() else np.nan,
-        roc_auc_score(good[known], score[known]) if both else np.nan,
+        auc(good, score),
     )
 
 
@@ -89,7 +82,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of the run")
-    parser.add_argument("--truth", type=Path, default=Path("datasets/miniature/pool_truth.parquet"))
+    parser.add_argument("--truth", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--dataset", default="miniature_train")
     parser.add_argument("--first-step", type=int, default=100)
     run_tool(main, parser.parse_args())

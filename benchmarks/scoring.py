@@ -46,19 +46,20 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from documents import check_document, replace_tables
 
 from gal_d2.data.datasets import register_instances
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
 from gal_d2.engine.setup import load_config
-from gal_d2.errors import UserError
 from gal_d2.scoring.gradient_cache import REAL, CacheRows
 from gal_d2.scoring.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+COMMAND = "benchmarks/scoring.py"
 DATASET = "scoring_benchmark"
 MAX_STEP_RATIO = 1.15
 MAX_EXPONENT = 1.0
@@ -529,8 +530,6 @@ def draw_growth(points: Mapping[str, tuple[list, list]], output: Path) -> None:
 
 # -- The document
 
-BEGIN, END = "<!-- made by benchmarks/scoring.py: begin -->\n", "<!-- end -->\n"
-
 
 class Tee(io.TextIOBase):
     """Within the block, what is printed is collected in ``text``, too."""
@@ -551,23 +550,6 @@ class Tee(io.TextIOBase):
 
     def flush(self) -> None:
         self._stdout.flush()
-
-
-def split_document(path: Path) -> tuple[str, str]:
-    """What stands before and after the tables, the marks included.
-
-    Raises:
-        UserError: the file or the marks are not there.
-    """
-    text = path.read_text() if path.is_file() else ""
-    if text.count(BEGIN) != 1 or END not in text.partition(BEGIN)[2]:
-        raise UserError(
-            f"--document {path} has no place for the tables: put the lines '{BEGIN.strip()}' and "
-            f"'{END.strip()}' where they belong."
-        )
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + "\n", END + after
 
 
 def machine() -> str:
@@ -615,12 +597,13 @@ def main(arguments: argparse.Namespace) -> int:
     }
     chosen = list(reports) if arguments.section == "all" else [arguments.section]
     document = getattr(arguments, "document", None)
-    before, after = split_document(document) if document else ("", "")
+    if document:
+        check_document(document, COMMAND)
     with Tee() as tee:
         print(f"Measured on {machine()}.\n")
         missed = [name for name in chosen if not reports[name]() and not arguments.quick]
     if document:
-        document.write_text(before + tee.text + after)
+        replace_tables(document, COMMAND, tee.text)
     for name in missed:
         print(f"{name}: misses its limit", file=sys.stderr)
     return int(bool(missed))

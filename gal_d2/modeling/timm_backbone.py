@@ -50,29 +50,35 @@ class TimmBackbone(Backbone):
                 f"MODEL.TIMM.WEIGHTS is '{weights}', which is not a file: give a local .pth or "
                 ".safetensors file, or leave it empty."
             )
-        overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
-        kwargs = dict(features_only=True, pretrained=pretrained or bool(weights), **overlay)
+        kwargs = {"features_only": True}
         if "swin" in name or "maxvit" in name or "coat" in name:
             kwargs["strict_img_size"] = False  # windows adapt to the image
         try:
-            model = timm.create_model(name, **kwargs)
+            with torch.device("meta"):  # no memory, no time: only its list of feature maps
+                available = timm.create_model(name, **kwargs).feature_info.reduction()
         except Exception as error:
-            if not kwargs["pretrained"]:
-                raise UserError(
-                    f"MODEL.TIMM.NAME '{name}' gives no feature maps: {error}"
-                ) from error
+            raise UserError(f"MODEL.TIMM.NAME '{name}' gives no feature maps: {error}") from error
+        if missing := set(strides) - set(available):
+            raise UserError(
+                f"MODEL.TIMM.STRIDES asks for {sorted(missing)}, but '{name}' has {available}."
+            )
+        # Stages beyond the last one that is asked for are not built.
+        kwargs["out_indices"] = [available.index(stride) for stride in sorted(strides)]
+        overlay = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+        try:
+            model = timm.create_model(
+                name, pretrained=pretrained or bool(weights), **kwargs, **overlay
+            )
+        except Exception as error:
+            if not (pretrained or weights):
+                raise
             raise UserError(
                 f"the pretrained weights of timm's '{name}' could not be loaded ({error}): set "
                 "MODEL.TIMM.WEIGHTS to a local file, or MODEL.TIMM.PRETRAINED False to start from "
                 "random weights."
             ) from error
-        available = model.feature_info.reduction()
-        if missing := set(strides) - set(available):
-            raise UserError(
-                f"MODEL.TIMM.STRIDES asks for {sorted(missing)}, but '{name}' has {available}."
-            )
         self.model = FrozenBatchNorm2d.convert_frozen_batchnorm(model) if freeze_bn else model
-        self._index = {f"stride{s}": available.index(s) for s in strides}
+        self._index = {f"stride{s}": sorted(strides).index(s) for s in strides}
         channels = model.feature_info.channels()
         self._out_features = list(self._index)
         self._out_feature_strides = dict(zip(self._index, strides, strict=True))
@@ -100,7 +106,10 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """An FPN (p2 ... p6) on the timm model that ``cfg.MODEL.TIMM`` names."""
+    """An FPN on the timm model that ``cfg.MODEL.TIMM`` names: p2 for stride 4, p3 for 8, ...
+
+    With stride 32 among ``STRIDES`` there is a p6 for the RPN, as in detectron2.
+    """
     bottom_up = TimmBackbone(
         cfg.MODEL.TIMM.NAME,
         strides=list(cfg.MODEL.TIMM.STRIDES),
@@ -113,6 +122,6 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         in_features=list(bottom_up.output_shape()),
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=LastLevelMaxPool() if 32 in cfg.MODEL.TIMM.STRIDES else None,  # it pools p5
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from gal_d2.errors import UserError
-
 
 @pytest.fixture(scope="module")
 def benchmark(repository):
@@ -103,20 +101,7 @@ def test_alternate_leaves_the_first_round_out(benchmark):
     assert [len(values) for values in seconds.values()] == [2, 2]
 
 
-def test_tables_go_into_a_document(benchmark, tmp_path):
-    path = tmp_path / "scoring.md"
-    path.write_text(f"Before\n{benchmark.BEGIN}old\n{benchmark.END}After\n")
-    before, after = benchmark.split_document(path)
-    assert before + "new\n" + after == (f"Before\n{benchmark.BEGIN}\nnew\n{benchmark.END}After\n")
+def test_what_is_printed_is_collected(benchmark):
     with benchmark.Tee() as tee:
         benchmark.print_table(["a", "b"], [[1, 2]])
     assert tee.text == "| a | b |\n|---|---|\n| 1 | 2 |\n\n"
-
-
-@pytest.mark.parametrize("text", [None, "no marks", "<!-- end -->\n"])
-def test_a_document_without_a_place_for_them(benchmark, tmp_path, text):
-    path = tmp_path / "scoring.md"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(UserError, match=r"scoring.md has no place for the tables"):
-        benchmark.split_document(path)

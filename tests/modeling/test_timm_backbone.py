@@ -34,6 +34,20 @@ def test_one_key_builds_an_fpn_on_it():
     }  # fmt: skip
 
 
+def test_stages_beyond_the_last_stride_are_not_built():
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.TIMM.NAME = "resnet10t"
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.STRIDES = [4, 8]
+    backbone = build_backbone(cfg)
+    features = backbone(torch.zeros(1, 3, 64, 64))
+    assert {k: v.shape[-1] for k, v in features.items()} == {"p2": 16, "p3": 8}
+    stages = [name for name in backbone.bottom_up.model if name.startswith("layer")]
+    assert stages == ["layer1", "layer2"]
+
+
 def test_local_weights_are_loaded_and_batch_norm_is_frozen(tmp_path):
     torch.manual_seed(1)
     donor = timm.create_model("resnet10t")

@@ -1,0 +1,483 @@
+"""Does the score tell good cut-outs from bad ones, and does the policy act on it? Needs the truth.
+
+Trains on the miniature with `configs/miniature_gal.yaml`, with several seeds, once per condition:
+
+- clean: pastes are scored and train no head, so that the detector has seen good objects only;
+- polluted: pastes are scored and all of them train, good and bad (accept-all);
+- gal: the acceptance policy of the config;
+- random: as many as `gal` accepted with this seed, drawn at random;
+- oracle: the good ones, by the truth file.
+
+Reports how well each score separates good from bad cut-outs (AUC, within a class, then averaged
+over classes), and what was accepted and what it did to AP. Finished runs are kept and not repeated.
+
+    python benchmarks/discrimination.py --document docs/scoring.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import logging
+import multiprocessing
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from documents import check_document, replace_tables
+from miniature_truth import GOOD, Truth, auc
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gal_d2.data.datasets import load_metadata
+from gal_d2.data.fields import InstanceSource
+from gal_d2.engine.judge import InstanceJudge
+from gal_d2.engine.launch import run_tool
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
+from gal_d2.modeling.frozen import frozen_model
+from gal_d2.scoring.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
+from gal_d2.scoring.ledger import Ledger
+
+COMMAND = "benchmarks/discrimination.py"
+CONFIG = "configs/miniature_gal.yaml"
+POLICIES = {"clean": "never", "polluted": "always", "random": "random", "oracle": "OracleAccept"}
+CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
+SCORES = {
+    "combined": "score",
+    "combined, mean of the exposures so far": "mean_score",
+    "box head, cosine with the contrasted direction": "head_score_box",
+    "mask head, cosine": "head_score_mask",
+    "raw dot product (phi)": "phi",
+    "- box loss": "-head_loss_box",
+    "- mask loss": "-head_loss_mask",
+    "cosine with the mean feature": "similarity",
+}
+KINDS = {
+    "wrong object": "wrong_object",
+    "of them ambiguous": "ambiguous",
+    "noise": "noise",
+    "misplaced mask": "misplaced_mask",
+}
+WINDOWS = 10  # of the training, in the plot
+
+# -- Training
+
+
+@ACCEPTANCE_REGISTRY.register()
+class OracleAccept(AcceptancePolicy):
+    """Accepts what the truth file says is good."""
+
+    name = "oracle"
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.truth = Truth.read()
+
+    def decide(self, contribution, context) -> Decision:
+        rows = self.truth.rows(contribution.pool_id.cpu().numpy())
+        accept = torch.from_numpy(self.truth.kind[rows] == GOOD)
+        return Decision.uniform(accept.to(contribution.score.device), self.name)
+
+
+class RecordingJudge(InstanceJudge):
+    """Also records how similar the box features of a pasted object are to its class's mean ones."""
+
+    def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module) -> None:
+        super().__init__(cfg, roi_heads, seed, model)
+        self.momentum = cfg.GAL.SCORER.MOMENTUM
+        self.mean_feature: dict[int, Tensor] = {}
+        self.similarity: list[np.ndarray] = []
+
+    def __call__(
+        self,
+        features: Mapping[str, Tensor],
+        targets: Sequence[Instances],
+        proposals: Sequence[Instances],
+    ) -> list[Tensor]:
+        self._record(features, targets)
+        return super().__call__(features, targets, proposals)
+
+    @torch.no_grad()
+    def _record(self, features: Mapping[str, Tensor], targets: Sequence[Instances]) -> None:
+        heads = self.roi_heads
+        with frozen_model(heads):
+            maps = [features[name] for name in heads.box_in_features]
+            vectors = heads.box_head(heads.box_pooler(maps, [t.gt_boxes for t in targets]))
+        vectors = F.normalize(vectors, dim=1)
+        classes = torch.cat([t.gt_classes for t in targets]).tolist()
+        pasted = torch.cat([t.instance_source for t in targets]) == InstanceSource.PASTED
+        similarity = [
+            F.cosine_similarity(self.mean_feature[c], vector, dim=0).item()
+            if c in self.mean_feature
+            else np.nan
+            for c, vector, is_pasted in zip(classes, vectors, pasted, strict=True)
+            if is_pasted
+        ]
+        self.similarity.append(np.array(similarity))
+        for c, vector, is_pasted in zip(classes, vectors, pasted, strict=True):
+            if not is_pasted:
+                old = self.mean_feature.get(c, vector)
+                self.mean_feature[c] = self.momentum * old + (1 - self.momentum) * vector
+
+
+class RecordingTrainer(GALTrainer):
+    @classmethod
+    def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> RecordingJudge:
+        model.roi_heads.judge = RecordingJudge(cfg, model.roi_heads, seed, model)
+        return model.roi_heads.judge
+
+
+def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> None:
+    """One run, from its start; ``result.json`` is written last."""
+    torch.set_num_threads(1)
+    shutil.rmtree(folder, ignore_errors=True)
+    policy = POLICIES.get(condition)
+    arguments = [
+        *("--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(folder)),
+        *("SEED", str(seed), "GAL.SCORER.PICTURE_PERIOD", "0"),
+        *(["GAL.ACCEPT.POLICY", policy] if policy else []),
+        *options,
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the run's log.txt, too
+        trainer = RecordingTrainer(setup(argument_parser().parse_args(arguments)))
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+    np.save(folder / "similarity.npy", np.concatenate(trainer.judge.similarity))
+    with (folder / "result.json").open("w") as file:
+        json.dump({"steps": trainer.max_iter, "metrics": trainer.eval_results}, file, indent=2)
+
+
+def train_all(args: argparse.Namespace) -> None:
+    """The runs that are not there yet; `random` needs the rate of `gal`."""
+    first = [(c, seed, ()) for seed in args.seeds for c in CONDITIONS if c != "random"]
+    train_missing(args, first)
+    train_missing(
+        args,
+        [("random", s, ("GAL.ACCEPT.RATE", str(accepted_share(args, s)))) for s in args.seeds],
+    )
+
+
+def train_missing(args: argparse.Namespace, runs: Sequence[tuple[str, int, tuple]]) -> None:
+    missing = [r for r in runs if not (run_folder(args, *r[:2]) / "result.json").is_file()]
+    # A process per run: detectron2 keeps global state.
+    with (
+        ProcessPoolExecutor(
+            args.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+        ) as executor,
+        tqdm(total=len(missing), desc="trainings", disable=not missing) as progress,
+    ):
+        futures = [
+            executor.submit(train, run_folder(args, c, seed), c, seed, (*options, *args.options))
+            for c, seed, options in missing
+        ]
+        for future in as_completed(futures):
+            future.result()
+            progress.update()
+
+
+def run_folder(args: argparse.Namespace, condition: str, seed: int) -> Path:
+    return args.output / f"{condition}-{seed}"
+
+
+def accepted_share(args: argparse.Namespace, seed: int) -> float:
+    """Share of all pasted instances that `gal` accepted."""
+    ledger = Ledger(run_folder(args, "gal", seed) / "ledger")
+    accept = pa.concat_tables(ledger.tables(["accept"]))["accept"]
+    return round(float(np.mean(accept.to_numpy())), 4)
+
+
+# -- Reading a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run recorded of its N pasted instances, in the order in which they came.
+
+    Attributes:
+        steps: of the training.
+        columns: by name, (N,): of the ledger, ``similarity``, ``mean_score``; and of the truth,
+            ``kind`` and ``ambiguous``.
+        metrics: by task, AP by name.
+    """
+
+    steps: int
+    columns: dict[str, np.ndarray]
+    metrics: dict[str, dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: Path, truth: Truth) -> Run:
+        result = json.loads((folder / "result.json").read_text())
+        table = pa.concat_tables(Ledger(folder / "ledger").tables()).to_pydict()
+        columns = {
+            name: np.array(values, dtype=float if None in values else None)
+            for name, values in table.items()
+        }
+        rows = truth.rows(columns["pool_id"])
+        columns |= {"kind": truth.kind[rows], "ambiguous": truth.ambiguous[rows]}
+        columns["similarity"] = np.load(folder / "similarity.npy")
+        columns["mean_score"] = mean_so_far(columns["pool_id"], columns["score"].astype(float))
+        return cls(result["steps"], columns, result["metrics"])
+
+    def between(self, first: float, last: float) -> dict[str, np.ndarray]:
+        """Columns of a part of the training, given as shares of it."""
+        step = self.columns["step"]
+        chosen = (step >= first * self.steps) & (step < last * self.steps)
+        return {name: values[chosen] for name, values in self.columns.items()}
+
+
+def mean_so_far(pool_id: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """(N,) mean of a cut-out's scores up to and including each of its N rows."""
+    total: dict[int, tuple[float, int]] = {}
+    means = np.full(len(score), np.nan)
+    for row, (key, value) in enumerate(zip(pool_id.tolist(), score.tolist(), strict=True)):
+        old, count = total.get(key, (0.0, 0))
+        if np.isfinite(value):
+            old, count = old + value, count + 1
+            total[key] = (old, count)
+        means[row] = old / count if count else np.nan
+    return means
+
+
+def class_aucs(columns: dict[str, np.ndarray], score: str, kind: str) -> dict[int, float]:
+    """By category id, AUC of good ones against bad ones of a kind."""
+    sign, name = (-1, score[1:]) if score.startswith("-") else (1, score)
+    values = sign * columns[name].astype(float)
+    is_good = columns["kind"] == GOOD
+    chosen = is_good | (columns["kind"] == ("wrong_object" if kind == "ambiguous" else kind))
+    if kind == "ambiguous":
+        chosen &= columns["ambiguous"]
+    aucs = {}
+    for category in np.unique(columns["category_id"]):
+        mine = chosen & (columns["category_id"] == category)
+        aucs[int(category)] = auc(is_good[mine], values[mine])
+    return aucs
+
+
+def mean_auc(columns: dict[str, np.ndarray], score: str, kind: str) -> float:
+    values = np.array(list(class_aucs(columns, score, kind).values()))
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def acceptance(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Shares: of the good and the bad that were accepted, of bad ones before and after."""
+    good, accept = columns["kind"] == GOOD, columns["accept"].astype(bool)
+    return {
+        "good accepted": mean(accept[good]),
+        "bad accepted": mean(accept[~good]),
+        "bad of pasted": mean(~good),
+        "bad of accepted": mean(~good[accept]),
+    }
+
+
+def mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else np.nan
+
+
+# -- Reports
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = np.array(values, dtype=float)
+    if not np.isfinite(values).any():
+        return "-"
+    text = f"{np.nanmean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {np.nanstd(values, ddof=1):.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def report_scores(runs: Mapping[str, list[Run]], share: float) -> str:
+    rows = []
+    for title, score in SCORES.items():
+        cells = [
+            spread([mean_auc(run.between(share, 1), score, kind) for run in runs[condition]])
+            for condition in ("clean", "polluted")
+            for kind in KINDS.values()
+        ]
+        rows.append([title, *cells])
+    header = [f"{kind}, {c}" for c in ("clean", "polluted") for kind in KINDS]
+    return table(["AUC of the score", *header], rows)
+
+
+def report_classes(runs: Mapping[str, list[Run]], share: float, names: Mapping[int, str]) -> str:
+    kinds = {title: kind for title, kind in KINDS.items() if kind != "ambiguous"}
+    conditions = ("clean", "polluted")
+    aucs = [
+        [class_aucs(run.between(share, 1), "score", kind) for run in runs[condition]]
+        for condition in conditions
+        for kind in kinds.values()
+    ]
+    ambiguous = ambiguous_categories(runs)
+    rows = [
+        [f"{name}{' (ambiguous)' if key in ambiguous else ''}"]
+        + [spread([by_class.get(key, np.nan) for by_class in column]) for column in aucs]
+        for key, name in names.items()
+    ]
+    header = [f"{kind}, {c}" for c in conditions for kind in kinds]
+    return table(["AUC of the combined score", *header], rows)
+
+
+def ambiguous_categories(runs: Mapping[str, list[Run]]) -> set[int]:
+    columns = runs["clean"][0].columns
+    return set(columns["category_id"][columns["ambiguous"]].tolist())
+
+
+def report_acceptance(runs: Mapping[str, list[Run]], share: float) -> str:
+    rows = []
+    for condition in ("polluted", "random", "gal", "oracle"):
+        cells = []
+        for only in (True, False):
+            shares = []
+            for run in runs[condition]:
+                columns = run.between(share, 1)
+                chosen = columns["ambiguous"] | (not only)
+                shares.append(acceptance({k: v[chosen] for k, v in columns.items()}))
+            cells += [
+                spread([s[key] for s in shares])
+                for key in ("good accepted", "bad accepted", "bad of accepted")
+            ]
+        title = "accept all" if condition == "polluted" else condition
+        rows.append([title, *cells])
+    header = ["good accepted", "bad accepted", "bad of accepted"]
+    return table(
+        ["policy", *(f"{h}, ambiguous" for h in header), *(f"{h}, all" for h in header)], rows
+    )
+
+
+def report_precision(runs: Mapping[str, list[Run]]) -> str:
+    titles = {"clean": "accept none", "polluted": "accept all"}
+    columns = [(task, metric) for task in ("bbox", "segm") for metric in ("AP", "APr")]
+    rows = []
+    for condition in CONDITIONS:
+        cells = [
+            spread([run.metrics[task][metric] for run in runs[condition]], 1)
+            for task, metric in columns
+        ]
+        rows.append([titles.get(condition, condition), *cells])
+    header = [f"{'box' if task == 'bbox' else 'mask'} {metric}" for task, metric in columns]
+    return table(["policy", *header], rows)
+
+
+def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
+    """AUC by kind, and the share of bad ones among the accepted, as the training goes on."""
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    edges = np.linspace(0, 1, WINDOWS + 1)
+    centres = (edges[1:] + edges[:-1]) / 2 * runs["clean"][0].steps
+    for axis, condition in zip(axes, ("clean", "polluted"), strict=False):
+        for title, kind in KINDS.items():
+            draw_curve(
+                axis,
+                centres,
+                edges,
+                runs[condition],
+                title,
+                lambda c, k=kind: mean_auc(c, "score", k),
+            )
+        axis.set(title=f"{condition} model: AUC of the score", ylim=(0.4, 1), xlabel="step")
+        axis.axhline(0.9, color="0.8", linewidth=1, zorder=0)
+    for condition in ("polluted", "random", "gal"):
+        title = "accept all" if condition == "polluted" else condition
+        draw_curve(axes[2], centres, edges, runs[condition], title, bad_of_accepted)
+    axes[2].set(title="bad of accepted, ambiguous categories", ylim=(0, 1), xlabel="step")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
+
+
+def bad_of_accepted(columns: dict[str, np.ndarray]) -> float:
+    chosen = columns["ambiguous"]
+    return acceptance({name: values[chosen] for name, values in columns.items()})["bad of accepted"]
+
+
+def draw_curve(
+    axis,
+    centres: np.ndarray,
+    edges: np.ndarray,
+    runs: Sequence[Run],
+    label: str,
+    value: Callable[[dict[str, np.ndarray]], float],
+) -> None:
+    """Mean over the seeds, and the range of them as a band."""
+    values = np.array(
+        [[value(run.between(a, b)) for a, b in itertools.pairwise(edges)] for run in runs]
+    )
+    (line,) = axis.plot(centres, values.mean(0), label=label)
+    axis.fill_between(
+        centres, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    logging.getLogger("detectron2").setLevel(logging.WARNING)
+    if args.document:
+        check_document(args.document, COMMAND)
+    truth = Truth.read()
+    train_all(args)
+    runs = {
+        condition: [Run.read(run_folder(args, condition, seed), truth) for seed in args.seeds]
+        for condition in CONDITIONS
+    }
+    metadata = load_metadata("miniature_train")
+    names = dict(
+        zip(
+            sorted(metadata.thing_dataset_id_to_contiguous_id),
+            metadata.thing_classes,
+            strict=True,
+        )
+    )
+    steps = runs["gal"][0].steps
+    text = (
+        f"`{Path(CONFIG).name}`, {steps} steps, seeds {', '.join(map(str, args.seeds))}: mean ± "
+        f"standard deviation. From step {round(args.share * steps)} on.\n\n"
+        + "\n".join(
+            [
+                report_scores(runs, args.share),
+                report_classes(runs, args.share, names),
+                report_acceptance(runs, args.share),
+                report_precision(runs),
+            ]
+        )
+    )
+    print(text)
+    draw(runs, args.figure)
+    print(f"plot: {args.figure}")
+    if args.document:
+        replace_tables(args.document, COMMAND, text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="leave out this first part of the training"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/discrimination"))
+    parser.add_argument(
+        "--figure", type=Path, default=Path("output/discrimination/discrimination.png")
+    )
+    parser.add_argument("--document", type=Path, help="Markdown file to put the tables into")
+    parser.add_argument("options", nargs="*", help="of the config, e.g. SOLVER.MAX_ITER 100")
+    run_tool(main, parser.parse_args())

@@ -1,0 +1,67 @@
+"""The truth about the miniature's pool, for the benchmarks that compare scores with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
+
+from gal_d2.errors import UserError
+
+GOOD = "good"
+BAD_KINDS = ("wrong_object", "noise", "misplaced_mask")
+DEFAULT_FILE = Path("datasets/miniature/pool_truth.parquet")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Of N cut-outs, by ascending pool id.
+
+    Attributes:
+        pool_id: (N,) int64.
+        kind: (N,) str, ``GOOD`` or one of ``BAD_KINDS``.
+        ambiguous: (N,) bool, whether the pool confuses its category with a similar one.
+    """
+
+    pool_id: np.ndarray
+    kind: np.ndarray
+    ambiguous: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path = DEFAULT_FILE) -> Truth:
+        """The truth file that ``tools/prepare_miniature.py`` wrote."""
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: run tools/prepare_miniature.py.")
+        table = pq.read_table(path, columns=["pool_id", "kind", "ambiguous"]).sort_by("pool_id")
+        pool_id, kind, ambiguous = (column.to_numpy() for column in table.columns)
+        return cls(pool_id, kind.astype(str), ambiguous.astype(bool))
+
+    def rows(self, pool_ids: np.ndarray) -> np.ndarray:
+        """(M,) int64 index of each of M cut-outs.
+
+        Raises:
+            UserError: one is not in the truth file.
+        """
+        rows = np.searchsorted(self.pool_id, pool_ids).clip(max=len(self.pool_id) - 1)
+        unknown = self.pool_id[rows] != pool_ids
+        if unknown.any():
+            raise UserError(
+                f"cut-out {pool_ids[unknown][0]} is not in the truth file: it was written for "
+                "another pool (tools/prepare_miniature.py)."
+            )
+        return rows
+
+
+def auc(is_good: np.ndarray, score: np.ndarray) -> float:
+    """Probability that a good instance scores above a bad one; NaN when all are of one kind.
+
+    Rows without a score (NaN) are left out.
+    """
+    known = np.isfinite(score)
+    is_good, score = is_good[known], score[known]
+    if is_good.all() or not is_good.any():
+        return np.nan
+    return float(roc_auc_score(is_good, score))
