@@ -293,8 +293,8 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     # The heads whose gradients are looked at: "box" (with its classifier), "mask", or both.
     gal.SCORER.HEADS = ["box", "mask"]
     # Combined score = sum of SCORE_WEIGHTS * cosine with the class's direction
-    #                - sum of LOSS_WEIGHTS * loss, standardised by recent real instances' losses;
-    # one weight per entry of HEADS.
+    #                - sum of LOSS_WEIGHTS * how far the loss exceeds recent real instances' losses,
+    # in their standard deviations; one weight per entry of HEADS.
     gal.SCORER.SCORE_WEIGHTS = [1.0, 0.0]
     gal.SCORER.LOSS_WEIGHTS = [0.0, 0.2]
     # k: each layer's per-instance gradient is projected to k x k numbers by two random matrices
@@ -302,7 +302,7 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     gal.SCORER.PROJECTION = 16
     gal.SCORER.SEED = 0
     # Weight of the old average, per real instance, in a class's direction.
-    gal.SCORER.MOMENTUM = 0.95
+    gal.SCORER.MOMENTUM = 0.98
     # A class known from n instances counts n / (n + SHRINKAGE), the mean of its frequency group the
     # rest.
     gal.SCORER.SHRINKAGE = 2.0

@@ -5,9 +5,10 @@ The facade of :mod:`gal_d2.scoring`: for an instance with projected gradient g u
     phi   = sum over heads of <mean raw gradient of real instances of c, g>
     score = sum over heads of w_h cos(d(c, h), g_h) - v_h z(loss_h)
 
-with d the cached direction (:mod:`gal_d2.scoring.gradient_cache`) and z the instance's loss in
-units of what is usual among recent real instances of c. An object that is not what it claims to be
-shows in the cosine of the box head, an image of poor quality in the loss of the mask head.
+with d the cached direction (:mod:`gal_d2.scoring.gradient_cache`) and z by how much the loss
+exceeds what is usual among recent real instances of c, 0 where it does not: an easy instance is no
+better than a usual one. An object that is not what it claims to be shows in the cosine of the box
+head, an image of poor quality in the loss of the mask head.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from gal_d2.scoring.projected_gradients import ProjectedGradients, sum_by_instan
 from gal_d2.scoring.reference_window import ReferenceWindow
 from gal_d2.scoring.roi_losses import RoiBatch
 
-# Losses further from the usual than this say no more; the unit is that of a standard deviation.
-_MAX_STANDARDISED_LOSS = 5.0
+# A loss further above the usual than this says no more; the unit is that of a standard deviation.
+_MAX_EXCESS = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class ContributionScorer:
         heads: what to score on, of ``"box"``, ``"mask"``.
         score_weights: w, weight of each head's cosine; a head that is not named has 0. None: 1 for
             the box head, or for the only head.
-        loss_weights: v, weight of each head's standardised loss. None: 0.2 for the mask head.
+        loss_weights: v, weight of each head's excess loss. None: 0.2 for the mask head.
         projection: k, rows of each layer's two random matrices; None for full gradients.
         seed: of the random matrices.
         bias: also the gradients of biases.
@@ -111,7 +112,7 @@ class ContributionScorer:
         seed: int = 0,
         bias: bool = False,
         class_groups: Tensor | None = None,
-        momentum: float = 0.95,
+        momentum: float = 0.98,
         shrinkage: float = 2.0,
         num_partners: int = 4,
         partner_every: int = 50,
@@ -430,7 +431,7 @@ class ContributionScorer:
             score += weight * head_score[head]
         for head, weight in self.loss_weights.items():
             if weight:
-                score -= weight * self._standardise(head, classes, scored.loss[head])
+                score -= weight * self._excess(head, classes, scored.loss[head])
         return Contribution(
             pool_id=table.pool_id[scored.instance].to(cache.device),
             image_index=table.image[scored.instance].to(cache.device),
@@ -442,15 +443,14 @@ class ContributionScorer:
             num_rois=scored.num_rois,
         )
 
-    def _standardise(self, head: str, classes: Tensor, loss: Tensor) -> Tensor:
-        """(N,) loss minus the median of recent real instances of the class, over half the distance
-        of their 16th and 84th percentile (a standard deviation, were they normal)."""
+    def _excess(self, head: str, classes: Tensor, loss: Tensor) -> Tensor:
+        """(N,) loss above the median of recent real instances of the class, over half the distance
+        of their 16th and 84th percentile (a standard deviation, were they normal); 0 below it."""
         window = self.reference[loss_key(head)]
         low, median, high = (window.quantile(classes, q).to(loss) for q in (0.16, 0.5, 0.84))
         # A class whose few instances happen to agree is no reason to divide by almost nothing.
         spread = torch.maximum((high - low) / 2, 0.05 * median.abs()).clamp(min=1e-6)
-        z = (loss - median) / spread
-        return z.clamp(-_MAX_STANDARDISED_LOSS, _MAX_STANDARDISED_LOSS)
+        return ((loss - median) / spread).clamp(0, _MAX_EXCESS)
 
     def _select(
         self, contribution: Contribution, instance: Tensor, wanted: Tensor, table: _Table

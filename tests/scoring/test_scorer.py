@@ -169,22 +169,30 @@ def test_one_step_equals_score_then_update(tiny, batch):
     assert joint.cache.negative_count("box").sum() > 0
 
 
-def test_combined_score_takes_off_an_unusual_mask_loss(tiny, batch):
+@pytest.mark.parametrize(
+    ("usual", "low", "high"),
+    [((0.4, 0.8), 0.1, 4), ((1.0, 2.0), 0, 0), ((0.1, 0.12), 5, 5)],
+    ids=["above", "below", "far above"],
+)
+def test_combined_score_takes_off_an_excess_of_mask_loss(tiny, batch, usual, low, high):
     scorer = ContributionScorer(
         tiny.roi_heads(),
         score_weights={"box": 2.0, "mask": 0.5},
         loss_weights={"mask": 0.1},
-        **OPTIONS,
+        **(OPTIONS | {"reference_size": 64}),
     )
     features, _ = batch
     scorer.update(features, tiny.targets([(0, [4, 6, 30, 40], 1, 0, -1)]))
     window = scorer.reference[loss_key("mask")]
-    window.add(torch.ones(7, dtype=torch.int64), torch.linspace(0.4, 1.0, 7))
+    usual = torch.linspace(*usual, 63)[
+        torch.randperm(63, generator=torch.Generator().manual_seed(0))
+    ]
+    window.add(torch.ones(63, dtype=torch.int64), usual)
     scored = scorer.score(features, tiny.targets([(0, [20, 10, 60, 30], 1, 1, 5)]))
-    low, median, high = (window.quantile(torch.tensor([1]), q) for q in (0.16, 0.5, 0.84))
-    z = (scored.head_loss["mask"] - median) / ((high - low) / 2)
-    assert z.abs() < 5
-    expected = 2 * scored.head_score["box"] + 0.5 * scored.head_score["mask"] - 0.1 * z
+    q16, q50, q84 = (window.quantile(torch.tensor([1]), q) for q in (0.16, 0.5, 0.84))
+    excess = ((scored.head_loss["mask"] - q50) / ((q84 - q16) / 2)).clamp(0, 5)
+    assert low <= excess <= high
+    expected = 2 * scored.head_score["box"] + 0.5 * scored.head_score["mask"] - 0.1 * excess
     torch.testing.assert_close(scored.score, expected)
 
 

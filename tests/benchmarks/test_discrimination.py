@@ -1,0 +1,89 @@
+"""benchmarks/discrimination.py: its figures, on runs made by hand."""
+
+from __future__ import annotations
+
+import discrimination
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from discrimination import Run
+from miniature_truth import Truth, auc
+
+from gal_d2.errors import UserError
+
+
+@pytest.fixture
+def columns():
+    """Two categories; the second is ambiguous and its second score is missing."""
+    return {
+        "step": np.array([0, 0, 1, 1, 2, 2, 3, 3]),
+        "pool_id": np.array([1, 2, 3, 1, 5, 6, 7, 5]),
+        "category_id": np.array([1, 1, 1, 1, 2, 2, 2, 2]),
+        "kind": np.array(
+            ["good", "noise", "wrong_object", "good"] + ["good", "good", "wrong_object", "good"]
+        ),
+        "ambiguous": np.array([False] * 4 + [True] * 4),
+        "score": np.array([0.5, 0.1, 0.6, 0.7, 0.9, np.nan, 0.2, 0.1]),
+        "head_loss_mask": np.array([0.2, 0.9, 0.2, 0.1, 0.5, 0.5, 0.4, 0.6]),
+        "accept": np.array([1, 0, 1, 1, 1, 1, 0, 0], dtype=bool),
+    }
+
+
+def test_auc_is_within_a_class_and_against_one_kind(columns):
+    aucs = discrimination.class_aucs(columns, "score", "wrong_object")
+    assert aucs == {1: 0.5, 2: 0.5}
+    assert discrimination.mean_auc(columns, "score", "noise") == 1.0  # the second class has none
+    assert discrimination.class_aucs(columns, "-head_loss_mask", "noise")[1] == 1.0
+    assert np.isnan(discrimination.mean_auc(columns, "score", "misplaced_mask"))
+
+
+def test_ambiguous_ones_are_the_wrong_objects_of_ambiguous_categories(columns):
+    columns["score"][7] = 0.3
+    aucs = discrimination.class_aucs(columns, "score", "ambiguous")
+    assert np.isnan(aucs[1]) and aucs[2] == 1.0
+
+
+def test_shares_of_what_was_accepted(columns):
+    shares = discrimination.acceptance(columns)
+    assert shares == pytest.approx(
+        {
+            "good accepted": 4 / 5,
+            "bad accepted": 1 / 3,
+            "bad of pasted": 3 / 8,
+            "bad of accepted": 1 / 5,
+        }
+    )
+
+
+def test_mean_of_the_exposures_so_far(columns):
+    means = discrimination.mean_so_far(columns["pool_id"], columns["score"])
+    assert means == pytest.approx([0.5, 0.1, 0.6, 0.6, 0.9, np.nan, 0.2, 0.5], nan_ok=True)
+
+
+def test_a_part_of_the_training_is_cut_out_by_step(columns):
+    run = Run(4, columns, {})
+    assert run.between(0.5, 1)["pool_id"].tolist() == [5, 6, 7, 5]
+
+
+def test_spread_over_seeds():
+    assert discrimination.spread([0.5]) == "0.50"
+    assert discrimination.spread([0.5, 0.7]) == "0.60 ± 0.14"
+    assert discrimination.spread([np.nan, np.nan]) == "-"
+
+
+def test_a_cut_out_that_the_truth_does_not_know(tmp_path):
+    path = tmp_path / "truth.parquet"
+    rows = {"pool_id": [7, 3], "kind": ["good", "noise"], "ambiguous": [True, False]}
+    pq.write_table(pa.table(rows), path)
+    truth = Truth.read(path)
+    assert truth.kind[truth.rows(np.array([7, 3, 7]))].tolist() == ["good", "noise", "good"]
+    with pytest.raises(UserError, match="cut-out 4 is not in the truth file"):
+        truth.rows(np.array([3, 4]))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        Truth.read(tmp_path / "nowhere")
+
+
+def test_auc_leaves_out_what_has_no_score():
+    assert auc(np.array([True, False, True]), np.array([0.3, 0.1, np.nan])) == 1.0
+    assert np.isnan(auc(np.array([True, True]), np.array([0.3, 0.1])))
