@@ -33,6 +33,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+
+import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from documents import check_document, replace_tables
@@ -46,7 +48,6 @@ from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
-from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
 from gal_d2.scoring.ledger import Ledger
 
@@ -111,9 +112,8 @@ class RecordingJudge(InstanceJudge):
     @torch.no_grad()
     def _record(self, features: Mapping[str, Tensor], targets: Sequence[Instances]) -> None:
         heads = self.roi_heads
-        with frozen_model(heads):
-            maps = [features[name] for name in heads.box_in_features]
-            vectors = heads.box_head(heads.box_pooler(maps, [t.gt_boxes for t in targets]))
+        maps = [features[name] for name in heads.box_in_features]
+        vectors = heads.box_head(heads.box_pooler(maps, [t.gt_boxes for t in targets]))
         vectors = F.normalize(vectors, dim=1)
         classes = torch.cat([t.gt_classes for t in targets]).tolist()
         pasted = torch.cat([t.instance_source for t in targets]) == InstanceSource.PASTED

@@ -296,7 +296,7 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     #                - sum of LOSS_WEIGHTS * how far the loss exceeds recent real instances' losses,
     # in their standard deviations; one weight per entry of HEADS.
     gal.SCORER.SCORE_WEIGHTS = [1.0, 0.0]
-    gal.SCORER.LOSS_WEIGHTS = [0.0, 0.2]
+    gal.SCORER.LOSS_WEIGHTS = [0.1, 0.2]
     # k: each layer's per-instance gradient is projected to k x k numbers by two random matrices
     # drawn from SEED.
     gal.SCORER.PROJECTION = 16
@@ -347,7 +347,7 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.TOP_K = 5
     # "calibrated": accept above this percentile of recent real instances' scores of the class.
     # "percentile" (UNIT "batch"): accept above this one of the last BATCH_WINDOW steps' cosines.
-    gal.ACCEPT.PERCENTILE = 25.0
+    gal.ACCEPT.PERCENTILE = 35.0
     gal.ACCEPT.BATCH_WINDOW = 1000
     # UNIT "batch": weight of the old average in the cached gradient on real images.
     gal.ACCEPT.BATCH_MOMENTUM = 0.1
@@ -367,8 +367,8 @@ def _add_accept_keys(gal: CfgNode) -> None:
     # Decide on the mean of a cut-out's scores so far, shrunk to its class's mean as if that had
     # been seen PRIOR_COUNT times.
     gal.ACCEPT.EVIDENCE = CfgNode()
-    gal.ACCEPT.EVIDENCE.ENABLED = False
-    gal.ACCEPT.EVIDENCE.PRIOR_COUNT = 4.0
+    gal.ACCEPT.EVIDENCE.ENABLED = True
+    gal.ACCEPT.EVIDENCE.PRIOR_COUNT = 0.5
     # Reject whatever the score if the head's loss exceeds FACTOR times the QUANTILE of recent real
     # instances of the class.
     gal.ACCEPT.VETO = CfgNode()

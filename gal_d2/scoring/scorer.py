@@ -82,7 +82,8 @@ class ContributionScorer:
         heads: what to score on, of ``"box"``, ``"mask"``.
         score_weights: w, weight of each head's cosine; a head that is not named has 0. None: 1 for
             the box head, or for the only head.
-        loss_weights: v, weight of each head's excess loss. None: 0.2 for the mask head.
+        loss_weights: v, weight of each head's excess loss. None: 0.1 for the box head, 0.2 for the
+            mask head.
         projection: k, rows of each layer's two random matrices; None for full gradients.
         seed: of the random matrices.
         bias: also the gradients of biases.
@@ -128,7 +129,7 @@ class ContributionScorer:
         self.score_weights = self._weights("SCORE_WEIGHTS", score_weights, {"box": 1.0})
         if score_weights is None and len(self.heads) == 1:
             self.score_weights = {self.heads[0]: 1.0}
-        self.loss_weights = self._weights("LOSS_WEIGHTS", loss_weights, {"mask": 0.2})
+        self.loss_weights = self._weights("LOSS_WEIGHTS", loss_weights, {"box": 0.1, "mask": 0.2})
         if max_real_per_class < 1:
             raise UserError(
                 f"GAL.SCORER.MAX_REAL_PER_CLASS is {max_real_per_class}: set it to at least 1."
