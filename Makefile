@@ -1,4 +1,4 @@
-# make demo   set up, train on the miniature with copy-paste, evaluate, draw pictures
+# make demo   set up, train on the miniature, pasting what helps, evaluate, draw pictures
 # make rank   best and worst cut-outs of a category, by the demo's model (or WEIGHTS, CATEGORY)
 # make test   set up, run the tests
 # make lint   ruff
@@ -40,6 +40,7 @@ $(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_s
 
 demo: $(VENV)/.complete $(MINIATURE)
 	$(BIN)/python tools/demo.py
+	$(BIN)/python benchmarks/acceptance.py output/miniature_gal
 
 rank: $(VENV)/.complete $(MINIATURE)
 	@test -f "$(WEIGHTS)" || { echo "error: $(WEIGHTS) does not exist: run make demo first, or name a model with WEIGHTS=" >&2; exit 1; }
@@ -48,7 +49,8 @@ rank: $(VENV)/.complete $(MINIATURE)
 # The pictures of README.md, from the demo's.
 pictures: demo
 	mkdir -p docs/images
-	cp output/miniature_copypaste/training_images.png output/miniature_copypaste/predictions.png docs/images/
+	cp output/miniature_gal/training_images.png output/miniature_gal/predictions.png docs/images/
+	cp "$$(ls output/miniature_gal/decisions/*.png | tail -n 1)" docs/images/decisions.png
 
 test: $(VENV)/.complete
 	$(BIN)/python -m pytest

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from miniature_truth import DEFAULT_FILE, GOOD, Truth, auc
+from separation import auc
 
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
 from gal_d2.engine.launch import run_tool
 from gal_d2.scoring.ledger import Ledger
 
@@ -26,7 +27,7 @@ COLUMNS = ["pool_id", "category_id", "accept", "undecided", "score"]
 
 def load_decisions(run: Path, truth_file: Path, first_step: int) -> dict[str, np.ndarray]:
     """Decided instances of a ledger joined with the truth, as columns of equal length."""
-    truth = Truth.read(truth_file)
+    truth = PoolTruth.read(truth_file)
     table = pa.concat_tables(Ledger(run / "ledger").tables([*COLUMNS, "step"]))
     columns = {name: table[name].to_numpy() for name in table.column_names}
     rows = truth.rows(columns["pool_id"])

@@ -33,12 +33,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from separation import auc
+
+from gal_d2.data.miniature_truth import GOOD, PoolTruth
 
 import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from documents import check_document, replace_tables
-from miniature_truth import GOOD, Truth, auc
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -83,7 +85,7 @@ class OracleAccept(AcceptancePolicy):
     name = "oracle"
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.truth = Truth.read()
+        self.truth = PoolTruth.read()
 
     def decide(self, contribution, context) -> Decision:
         rows = self.truth.rows(contribution.pool_id.cpu().numpy())
@@ -216,7 +218,7 @@ class Run:
     metrics: dict[str, dict[str, float]]
 
     @classmethod
-    def read(cls, folder: Path, truth: Truth) -> Run:
+    def read(cls, folder: Path, truth: PoolTruth) -> Run:
         result = json.loads((folder / "result.json").read_text())
         table = pa.concat_tables(Ledger(folder / "ledger").tables()).to_pydict()
         columns = {
@@ -431,7 +433,7 @@ def main(args: argparse.Namespace) -> None:
     logging.getLogger("detectron2").setLevel(logging.WARNING)
     if args.document:
         check_document(args.document, COMMAND)
-    truth = Truth.read()
+    truth = PoolTruth.read()
     train_all(args)
     runs = {
         condition: [Run.read(run_folder(args, condition, seed), truth) for seed in args.seeds]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train on the miniature LVIS with pasted instances, evaluate, and draw what happened.
+"""Train on the miniature LVIS, pasting what helps, evaluate, and draw what happened.
 
 `make demo` calls this. Interrupted, it resumes; finished, it evaluates and draws again.
 """
@@ -41,6 +41,8 @@ def main(args: argparse.Namespace) -> None:
     with trainer.averaged_weights():
         sheet = draw_predictions(cfg, trainer.model)
     written.append(save_png(sheet, pictures / "predictions.png", max_colors=256))
+    decisions = sorted((pictures / "decisions").glob("*.png"))
+    written += decisions[-1:]  # accepted and rejected instances of the last step
     logging.getLogger("gal_d2").info(
         "%s on %s after %d steps:\n%s",
         Path(args.config_file).stem,
@@ -54,5 +56,5 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argument_parser(epilog=__doc__)
-    parser.set_defaults(config_file="configs/miniature_copypaste.yaml")
+    parser.set_defaults(config_file="configs/miniature_gal.yaml")
     run_tool(main, parser.parse_args())

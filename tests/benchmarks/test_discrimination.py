@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import discrimination
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from discrimination import Run
-from miniature_truth import Truth, auc
-
-from gal_d2.errors import UserError
+from separation import auc
 
 
 @pytest.fixture
@@ -70,18 +66,6 @@ def test_spread_over_seeds():
     assert discrimination.spread([0.5]) == "0.50"
     assert discrimination.spread([0.5, 0.7]) == "0.60 ± 0.14"
     assert discrimination.spread([np.nan, np.nan]) == "-"
-
-
-def test_a_cut_out_that_the_truth_does_not_know(tmp_path):
-    path = tmp_path / "truth.parquet"
-    rows = {"pool_id": [7, 3], "kind": ["good", "noise"], "ambiguous": [True, False]}
-    pq.write_table(pa.table(rows), path)
-    truth = Truth.read(path)
-    assert truth.kind[truth.rows(np.array([7, 3, 7]))].tolist() == ["good", "noise", "good"]
-    with pytest.raises(UserError, match="cut-out 4 is not in the truth file"):
-        truth.rows(np.array([3, 4]))
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        Truth.read(tmp_path / "nowhere")
 
 
 def test_auc_leaves_out_what_has_no_score():

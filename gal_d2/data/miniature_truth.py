@@ -1,4 +1,4 @@
-"""The truth about the miniature's pool, for the benchmarks that compare scores with it."""
+"""Reads what the miniature's candidates really are; only reports may know it, never a training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from sklearn.metrics import roc_auc_score
 
 from gal_d2.errors import UserError
 
@@ -17,7 +16,7 @@ DEFAULT_FILE = Path("datasets/miniature/pool_truth.parquet")
 
 
 @dataclass(frozen=True)
-class Truth:
+class PoolTruth:
     """Of N cut-outs, by ascending pool id.
 
     Attributes:
@@ -31,7 +30,7 @@ class Truth:
     ambiguous: np.ndarray
 
     @classmethod
-    def read(cls, path: Path = DEFAULT_FILE) -> Truth:
+    def read(cls, path: Path = DEFAULT_FILE) -> PoolTruth:
         """The truth file that ``tools/prepare_miniature.py`` wrote."""
         if not path.is_file():
             raise UserError(f"{path} does not exist: run tools/prepare_miniature.py.")
@@ -53,15 +52,3 @@ class Truth:
                 "another pool (tools/prepare_miniature.py)."
             )
         return rows
-
-
-def auc(is_good: np.ndarray, score: np.ndarray) -> float:
-    """Probability that a good instance scores above a bad one; NaN when all are of one kind.
-
-    Rows without a score (NaN) are left out.
-    """
-    known = np.isfinite(score)
-    is_good, score = is_good[known], score[known]
-    if is_good.all() or not is_good.any():
-        return np.nan
-    return float(roc_auc_score(is_good, score))
