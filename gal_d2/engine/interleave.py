@@ -448,6 +448,12 @@ def check_interleaving(cfg: CfgNode) -> None:
             f"GAL.GENERATOR.CANDIDATES and GAL.POOL.ROOT are both '{root}': give the pool "
             "that is filled a folder of its own."
         )
+    if cfg.GAL.POOL.ALLOW_LIST:
+        raise UserError(
+            f"GAL.POOL.ALLOW_LIST is '{cfg.GAL.POOL.ALLOW_LIST}', a list of the only cut-outs that "
+            "may be pasted, so new ones never would be: leave it empty, or set "
+            "GAL.GENERATOR.ENABLED False."
+        )
     if options.SCHEDULE.NAME == "adaptive" and not cfg.GAL.SCORER.ENABLED:
         raise UserError(
             "GAL.GENERATOR.SCHEDULE.NAME is 'adaptive', which draws what training accepts, but "

@@ -370,6 +370,7 @@ def test_what_the_config_lacks_stops_the_start(tmp_path):
         (["GAL.COPY_PASTE.ENABLED", "False"], "nothing is pasted from the pool"),
         (["GAL.COPY_PASTE.REAL_FRACTION", "1.0"], "nothing is pasted from the pool"),
         (["GAL.POOL.ROOT", "datasets/miniature/pool"], "are both 'datasets/miniature/pool'"),
+        (["GAL.POOL.ALLOW_LIST", "best.parquet"], "GAL.POOL.ALLOW_LIST is 'best.parquet'"),
         (["GAL.SCORER.ENABLED", "False"], "GAL.SCORER.ENABLED is off"),
     ],
 )

@@ -117,8 +117,9 @@ def train_and_save_state(args, folder: Path) -> None:
     mapper = trainer.data_loader.mapper
     state = {"weights": weights, "seen": mapper.pool.all_ids().tolist()}
     if comm.is_main_process():
-        state["judged"] = trainer.interleaver.scheduler.judged.sum()
-        state["waiting"] = trainer.interleaver.scheduler.num_waiting
+        scheduler = trainer.interleaver.scheduler
+        state["judged"], state["accepted"] = scheduler.judged.sum(), scheduler.accepted.sum()
+        state["waiting"] = scheduler.num_waiting
     torch.save(state, folder / f"rank{comm.get_rank()}.pth")
 
 
@@ -129,16 +130,20 @@ def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_
     args = argument_parser().parse_args(
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
         + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "9"]
+        # Decides from the first step on, so that it is known what is judged.
+        + ["GAL.ACCEPT.POLICY", "random"]
     )
     launch(train_and_save_state, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth", weights_only=False) for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
     # The last samples saw snapshot 2: what was drawn before steps 0, 2 and 4.
     assert first["seen"] == second["seen"] and len(first["seen"]) == 9
-    # Both judge, one draws: it knows what the other has pasted.
-    pasted = np.unique(ledger(output)["pool_id"])
+    # Both judge, one draws: it knows what the other has pasted. Of that, four times count.
+    rows = ledger(output)
+    pasted, times = np.unique(rows["pool_id"], return_counts=True)
     assert first["waiting"] == len(InstancePool(output / "pool")) - len(pasted)
-    assert first["judged"] > 0
+    assert first["judged"] == np.minimum(times, 4).sum() / 4
+    assert 0 < first["accepted"] < first["judged"]
 
 
 # -- As a user starts it
