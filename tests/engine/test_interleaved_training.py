@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from small_model import FROM_SCRATCH, SMALL_MODEL
 from test_resume import assert_same, final_state
 
+from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.pool import InstancePool
 from gal_d2.engine.launch import launch
 from gal_d2.engine.setup import argument_parser, setup
@@ -129,15 +130,16 @@ def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_
     output = tmp_path / "output"
     args = argument_parser().parse_args(
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
-        + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "9"]
+        + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "5"]
+        + ["GAL.SNAPSHOTS.LAG", "1"]
         # Decides from the first step on, so that it is known what is judged.
         + ["GAL.ACCEPT.POLICY", "random"]
     )
     launch(train_and_save_state, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth", weights_only=False) for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
-    # The last samples saw snapshot 2: what was drawn before steps 0, 2 and 4.
-    assert first["seen"] == second["seen"] and len(first["seen"]) == 9
+    # The last samples saw snapshot 1: what was drawn before steps 0 and 2.
+    assert first["seen"] == second["seen"] and len(first["seen"]) == 6
     # Both judge, one draws: it knows what the other has pasted. Of that, four times count.
     rows = ledger(output)
     pasted, times = np.unique(rows["pool_id"], return_counts=True)
@@ -150,18 +152,13 @@ def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_
 
 
 @pytest.fixture(scope="module")
-def miniature(repository, tmp_path_factory) -> Path:
+def miniature(tmp_path_factory) -> Path:
     """A working folder with a tiny miniature data set."""
     root = tmp_path_factory.mktemp("miniature")
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(repository / "tools/prepare_miniature.py")]
-        + ["--object-source", "digits", "--train-images", "12", "--val-images", "2"]
-        + ["--pool-per-category", "6"],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
+    config = MiniatureConfig(
+        train_images=12, val_images=2, pool_per_category=6, object_source="digits"
     )
+    prepare_miniature(root / "datasets" / "miniature", root / "sources", config)
     return root
 
 
@@ -185,7 +182,7 @@ def test_from_an_empty_pool_beside_the_trainer(repository, miniature, tmp_path):
         *("GAL.GENERATOR.ENABLED", "True", "GAL.GENERATOR.MODE", "async"),
         *("GAL.GENERATOR.NAME", "cutouts", "GAL.GENERATOR.FILTER.NAMES", "[]"),
         *("GAL.GENERATOR.CANDIDATES", "datasets/miniature/pool"),
-        *("GAL.POOL.ROOT", str(tmp_path / "own"), "SOLVER.MAX_ITER", "40"),
+        *("GAL.POOL.ROOT", str(tmp_path / "own"), "SOLVER.MAX_ITER", "16"),
         *("GAL.GENERATOR.PERIOD", "2", "GAL.SNAPSHOTS.PERIOD", "2", "GAL.GENERATOR.BATCH", "4"),
         config="miniature_gal",
     )
