@@ -265,11 +265,12 @@ def _add_filter_keys(generator: CfgNode) -> None:
     # CLIP, for both filters below and the choice between masks: hub name or local folder.
     generator.FILTER.CLIP = CfgNode()
     generator.FILTER.CLIP.MODEL = "openai/clip-vit-large-patch14"
-    # Lowest cosine of the cut-out with "a photo of a single {name}"; where the best of a unit is
-    # lower than that, those within TOLERANCE of it pass all the same.
+    # Lowest cosine of the cut-out with "a photo of a single {name}". Where the best of MIN_GROUP or
+    # more images that are filtered together is lower, those within TOLERANCE of it pass as well.
     generator.FILTER.CLIP_TEXT = CfgNode()
     generator.FILTER.CLIP_TEXT.MIN = 0.21
     generator.FILTER.CLIP_TEXT.TOLERANCE = 0.01
+    generator.FILTER.CLIP_TEXT.MIN_GROUP = 4
     # Lowest mean cosine with real objects of the category, of which at most MAX_REAL are looked at.
     generator.FILTER.CLIP_IMAGE = CfgNode()
     generator.FILTER.CLIP_IMAGE.MIN = 0.6

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+# The models are tiny: more threads make them slower, on a busy machine by far. Processes that tests
+# start have as many, and round in the same way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gal_d2  # noqa: F401  (prepares the process for detectron2)
 

@@ -13,6 +13,8 @@ from gal_d2.data.pool import CutOutSource, PoolWriter
 
 IMAGE_SIZE = 96
 USED_CATEGORIES = (1, 7, 500, 1203)
+# LVIS v1 says how many images each category has; detectron2's list of them lacks it.
+IMAGE_COUNT = {"r": 5, "c": 50, "f": 500}
 
 
 def write_lvis(datasets: Path, num_train: int = 6, num_val: int = 3, seed: int = 0) -> None:
@@ -57,7 +59,10 @@ def write_lvis(datasets: Path, num_train: int = 6, num_val: int = 3, seed: int =
             "licenses": [],
             "images": images,
             "annotations": annotations,
-            "categories": LVIS_CATEGORIES,
+            "categories": [
+                {**category, "image_count": IMAGE_COUNT[category["frequency"]]}
+                for category in LVIS_CATEGORIES
+            ],
         }
         (datasets / "lvis" / f"lvis_v1_{split}.json").write_text(json.dumps(document))
 

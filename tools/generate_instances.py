@@ -113,15 +113,7 @@ def chosen_categories(
     """The categories that --categories lists; all of them without it."""
     if texts is None:
         return tuple(categories)
-    names = category_names(categories)
-    chosen = set()
-    for text in texts:
-        category_id = names.resolve(text)
-        if category_id is None:
-            nearest = names.nearest(text)
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "correct the name"
-            raise UserError(f"--categories: the data set has no '{text}'; {hint}")
-        chosen.add(category_id)
+    chosen = category_names(categories).resolve_all(texts, "--categories")
     return tuple(category for category in categories if category.id in chosen)
 
 

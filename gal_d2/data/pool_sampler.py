@@ -62,7 +62,9 @@ class UniformClassSampler:
         self._categories = np.empty(0, dtype=np.int64)
         self._find_categories()
         if len(pool) == 0:
-            logger.warning("The instance pool %s is empty: nothing is pasted from it.", pool.root)
+            logger.warning(
+                "The instance pool %s is empty: nothing is pasted until it has cut-outs.", pool.root
+            )
         elif len(self._categories) == 0:
             raise UserError(
                 f"The instance pool {pool.root} (GAL.POOL.ROOT) has cut-outs of categories "

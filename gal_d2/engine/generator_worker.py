@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
@@ -78,7 +78,11 @@ class GeneratorWorker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Have what was drawn so far complete in the pool, now or soon."""
+        """Have what was drawn so far complete in the pool, now or soon.
+
+        Raises:
+            GeneratorCrash: it failed; what was not complete is lost.
+        """
         ...
 
     def close(self) -> None:
@@ -110,16 +114,8 @@ class InlineWorker:
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
         """See :class:`GeneratorWorker`."""
-        start = time.perf_counter()
-        try:
+        with self._at_work():
             self._outcomes += self._pipeline.run(requests)
-            # One shard for each call: a resumed run needs to tell what was drawn when.
-            self._pipeline.flush()
-        except Exception as error:
-            self._outcomes = []
-            raise GeneratorCrash(_describe(error)) from error
-        finally:
-            self.seconds += time.perf_counter() - start
 
     def collect(self) -> list[Outcome]:
         """See :class:`GeneratorWorker`."""
@@ -127,7 +123,9 @@ class InlineWorker:
         return outcomes
 
     def flush(self) -> None:
-        """See :class:`GeneratorWorker`. Nothing to do here."""
+        """See :class:`GeneratorWorker`."""
+        with self._at_work():
+            self._pipeline.flush()
 
     def close(self) -> None:
         """See :class:`GeneratorWorker`."""
@@ -137,6 +135,17 @@ class InlineWorker:
                 pipeline.store.close()
             except UserError as error:  # a full disk: what matters was flushed, or is lost
                 logger.error("The generator could not be closed in order: %s", error)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self._outcomes = []
+            raise GeneratorCrash(_describe(error)) from error
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 class ProcessWorker:

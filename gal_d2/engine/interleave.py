@@ -144,6 +144,9 @@ class Interleaver:
                 room -= len(requests)
                 if not self.queue:
                     room += self._collect()  # others in place of those that there are none of
+            if not self.queue:
+                # Each time is a shard: a resumed run needs to tell what was drawn when.
+                self.worker.flush()
         except GeneratorCrash as crash:
             self._restart(crash)
 
@@ -252,6 +255,7 @@ class Interleaver:
         """Log a crash, forget what was on order, and start the worker again if it may."""
         self.scheduler.give_back(self._on_order.values())
         self._on_order.clear()
+        self.worker.close()  # which may complete what it has drawn
         self._forget_lost()
         self.is_running = False
         while not self.is_running:
@@ -447,6 +451,12 @@ def check_interleaving(cfg: CfgNode) -> None:
         raise UserError(
             f"GAL.GENERATOR.CANDIDATES and GAL.POOL.ROOT are both '{root}': give the pool "
             "that is filled a folder of its own."
+        )
+    if cfg.GAL.POOL.ALLOW_LIST:
+        raise UserError(
+            f"GAL.POOL.ALLOW_LIST is '{cfg.GAL.POOL.ALLOW_LIST}', a list of the only cut-outs that "
+            "may be pasted, so new ones never would be: leave it empty, or set "
+            "GAL.GENERATOR.ENABLED False."
         )
     if options.SCHEDULE.NAME == "adaptive" and not cfg.GAL.SCORER.ENABLED:
         raise UserError(

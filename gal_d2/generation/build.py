@@ -228,7 +228,10 @@ def build_filters(
         "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
         "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
         "clip_text": lambda: ClipTextFilter(
-            clip, options.CLIP_TEXT.MIN, options.CLIP_TEXT.TOLERANCE
+            clip,
+            options.CLIP_TEXT.MIN,
+            options.CLIP_TEXT.TOLERANCE,
+            min_group=options.CLIP_TEXT.MIN_GROUP,
         ),
         "clip_image": lambda: ClipImageFilter(
             clip, build_real_crops(cfg, categories), options.CLIP_IMAGE.MIN
@@ -304,8 +307,6 @@ def build_cutter(
         UserError: one is unknown, or a model cannot be loaded.
     """
     options = cfg.GAL.GENERATOR.SEGMENTER
-    if not 1 <= options.THRESHOLD <= 255:
-        raise UserError(f"GAL.GENERATOR.SEGMENTER.THRESHOLD is {options.THRESHOLD}: give 1 to 255.")
     if not options.NAMES and not draws_alpha:
         raise UserError(
             "GAL.GENERATOR.SEGMENTER.NAMES is empty, but the generator draws no alpha channel: "
@@ -350,7 +351,6 @@ def build_pipeline(
     Raises:
         UserError: an option is wrong, a model is missing, or the pool cannot be written to.
     """
-    check_options(cfg)
     if categories is None:
         categories = load_generation_categories(cfg)
     generator = build_generator(cfg, categories)

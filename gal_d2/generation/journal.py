@@ -82,10 +82,6 @@ class Journal:
             return None
         return Outcome(request, entry[1], entry[2], recalled=True)
 
-    def counts(self) -> Counter:
-        """Number of requests that were met, by category id."""
-        return Counter(category_id for category_id, _ in self._known)
-
     def next_index(self, category_id: int) -> int:
         """The smallest index above all that the journal has of a category."""
         return self._next[category_id]

@@ -30,21 +30,30 @@ class ClipTextFilter:
     """The cut-out fits "a photo of a single {name}".
 
     A name that CLIP does not know gives low cosines to good pictures too. So where the best of a
-    group falls short of the minimum, those that come close to the best pass all the same.
+    group falls short of the minimum, those that come close to the best pass all the same. A small
+    group, as in training, says nothing of the name: its best may be the only one, and would always
+    pass.
 
     Args:
         similarity: CLIP.
         minimum: lowest cosine (published: 0.21).
         tolerance: how far below the best of the group is close.
+        min_group: a group of fewer is held to the minimum.
     """
 
     name = "clip_text"
 
     def __init__(
-        self, similarity: TextSimilarity, minimum: float = 0.21, tolerance: float = 0.01
+        self,
+        similarity: TextSimilarity,
+        minimum: float = 0.21,
+        tolerance: float = 0.01,
+        *,
+        min_group: int = 4,
     ) -> None:
         self.minimum = minimum
         self.tolerance = tolerance
+        self.min_group = min_group
         self._similarity = similarity
 
     def check(self, group: Sequence[Candidate]) -> list[Verdict]:
@@ -53,7 +62,9 @@ class ClipTextFilter:
             [on_white(candidate.rgba) for candidate in group],
             [PHOTO_TEMPLATE.format(name=candidate.image.request.name) for candidate in group],
         )
-        needed = class_relative_minimum(cosines, self.minimum, self.tolerance)
+        needed = self.minimum
+        if len(group) >= self.min_group:
+            needed = class_relative_minimum(cosines, self.minimum, self.tolerance)
         return [Verdict(float(cosine), bool(cosine >= needed)) for cosine in cosines]
 
 

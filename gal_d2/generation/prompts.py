@@ -195,11 +195,7 @@ def read_prompt_file(path: str | Path, names: CategoryNames) -> dict[int, tuple[
         raise UserError(f"{path} holds no mapping; {remedy}")
     result = {}
     for key, value in content.items():
-        category_id = names.resolve(str(key))
-        if category_id is None:
-            nearest = names.nearest(str(key))
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else "correct the name"
-            raise UserError(f"{path}: there is no category '{key}'; {hint}")
+        (category_id,) = names.resolve_all([str(key)], str(path))
         templates = [value] if isinstance(value, str) else value
         if (
             not isinstance(templates, list)

@@ -163,13 +163,15 @@ def load_text_to_image(
     pipeline = pipeline.to(device)
     if attention_slicing:
         pipeline.enable_attention_slicing()
-    if vae_slicing:
-        pipeline.vae.enable_slicing()
+    # Some pipelines draw pixels, or call their decoder otherwise.
+    vae = getattr(pipeline, "vae", None)
+    if vae_slicing and vae is not None:
+        vae.enable_slicing()
     name = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
     denoiser = getattr(pipeline, name)
     if channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
+        for part in filter(None, (denoiser, vae)):
+            part.to(memory_format=torch.channels_last)
     if compile_denoiser:
         setattr(pipeline, name, torch.compile(denoiser))
     return pipeline

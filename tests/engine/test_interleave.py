@@ -120,20 +120,26 @@ def test_the_pool_grows_by_what_was_asked_for(candidates, tmp_path):
     assert "generator/accepted" not in metrics
 
 
-def test_others_are_drawn_in_place_of_those_that_there_are_none_of(candidates, tmp_path):
-    """Nine in ten categories have no candidates: the first batch is full all the same."""
+def make_with_few_candidates(root: Path, worker) -> Interleaver:
+    """Nine in ten categories have no candidates."""
     categories = CATEGORIES + [Category(2000 + k, f"no {k}", "r", 1) for k in range(36)]
     arms = [Arm(c.id, TEMPLATE) for c in categories]
-    interleaver = Interleaver(
+    return Interleaver(
         FixedScheduler(arms, [1] * len(arms), power=0.0),
         PromptBook(categories, [TEMPLATE]),
-        inline_worker(candidates, tmp_path),
-        InstancePool(tmp_path, allow_empty=True),
+        worker,
+        InstancePool(root, allow_empty=True),
         batch=8,
     )
+
+
+def test_others_are_drawn_in_place_of_those_that_there_are_none_of(candidates, tmp_path):
+    """The first batch is full all the same, and one shard though it was asked for bit by bit."""
+    interleaver = make_with_few_candidates(tmp_path, inline_worker(candidates, tmp_path))
     interleaver.start()
     tick(interleaver)
     assert len(interleaver.pool) == 8
+    assert len(interleaver.pool.shards) == 1
 
 
 def test_when_all_is_drawn_nothing_more_is_asked_for(candidates, tmp_path):
@@ -330,6 +336,27 @@ def test_cut_outs_that_died_with_the_generator_are_forgotten(tmp_path):
     assert interleaver.scheduler.num_waiting == 0 and interleaver.scheduler.drawn.sum() == 0
 
 
+def test_cut_outs_that_outlive_the_generator_are_remembered(candidates, tmp_path):
+    """It fails while a batch is filled up: what it had drawn of that is complete in the pool."""
+    worker = inline_worker(candidates, tmp_path)
+    interleaver = make_with_few_candidates(tmp_path, worker)
+    interleaver.start()
+    submit, drawn = worker.submit, []
+
+    def submit_or_die(requests: Sequence[GenerationRequest]) -> None:
+        if drawn:
+            worker.submit = submit
+            raise GeneratorCrash("out of memory")
+        submit(requests)
+        drawn.extend(outcome for outcome in worker._outcomes if outcome.pool_id is not None)
+
+    worker.submit = submit_or_die
+    tick(interleaver)
+    assert 0 < len(drawn) < 8
+    assert set(interleaver.pool.all_ids()) == {outcome.pool_id for outcome in drawn}
+    assert interleaver.scheduler.num_waiting == len(drawn)
+
+
 def test_a_generator_that_fails_at_once_within_the_trainer(tmp_path, caplog):
     class Broken:
         def generate(self, requests):
@@ -370,6 +397,7 @@ def test_what_the_config_lacks_stops_the_start(tmp_path):
         (["GAL.COPY_PASTE.ENABLED", "False"], "nothing is pasted from the pool"),
         (["GAL.COPY_PASTE.REAL_FRACTION", "1.0"], "nothing is pasted from the pool"),
         (["GAL.POOL.ROOT", "datasets/miniature/pool"], "are both 'datasets/miniature/pool'"),
+        (["GAL.POOL.ALLOW_LIST", "best.parquet"], "GAL.POOL.ALLOW_LIST is 'best.parquet'"),
         (["GAL.SCORER.ENABLED", "False"], "GAL.SCORER.ENABLED is off"),
     ],
 )

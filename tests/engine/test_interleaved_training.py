@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from small_model import FROM_SCRATCH, SMALL_MODEL
 from test_resume import assert_same, final_state
 
+from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.pool import InstancePool
 from gal_d2.engine.launch import launch
 from gal_d2.engine.setup import argument_parser, setup
@@ -24,11 +29,13 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.scoring.ledger import Ledger
 
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
-STEPS = 12
+STEPS = 11
+# It has drawn for step 8 when it dies in the one before; the checkpoint is that of step 6.
+KILL_AT = 7
 SMALL = [
     *(*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", str(STEPS), "SOLVER.WARMUP_ITERS", "2"),
     *("DATASETS.TEST", "()", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1", "SEED", "11"),
-    *("SOLVER.CHECKPOINT_PERIOD", "4", "GAL.COPY_PASTE.MIN_PASTES", "2"),
+    *("SOLVER.CHECKPOINT_PERIOD", "6", "GAL.COPY_PASTE.MIN_PASTES", "2"),
 ]
 
 
@@ -43,23 +50,46 @@ def interleaved(candidates: Path, output: Path) -> list[str]:
     ]
 
 
-def train(
-    repository: Path, cwd: Path, *arguments: str, config: str = "lvis_gal", kill_at: int = -1
-) -> subprocess.CompletedProcess:
-    """Train in a process of its own; with ``kill_at`` it dies within that step."""
-    flags = [argument for argument in arguments if argument.startswith("--")]
-    options = [argument for argument in arguments if not argument.startswith("--")]
+def command_line(repository: Path, config: str, *options: str, resume: bool = False) -> list[str]:
+    """What a user gives to tools/train_net.py."""
     file = str(repository / f"configs/{config}.yaml")
-    process = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), str(kill_at)]
-        + ["--config-file", file, "--num-gpus", "0", *flags, *SMALL, *options],
+    flags = ["--resume"] if resume else []
+    return ["--config-file", file, "--num-gpus", "0", *flags, *SMALL, *options]
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    """Run a Python script in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *command],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
-    assert process.returncode == (0 if kill_at < 0 else -signal.SIGKILL), process.stderr[-3000:]
-    return process
+
+
+@pytest.fixture
+def train(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``train(folder, config, *options, resume=False)``: what tools/train_net.py does, in there.
+
+    In this process, since to start one takes longer than the training.
+    """
+
+    def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        seed_all_rng(cfg.SEED)
+
+    def run_here(cwd: Path, config: str, *options: str, resume: bool = False) -> None:
+        monkeypatch.chdir(cwd)
+        arguments = command_line(repository, config, *options, resume=resume)
+        trainer = GALTrainer(setup(argument_parser().parse_args(arguments)))
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+
+    # detectron2's loggers would keep this test's streams.
+    monkeypatch.setattr("gal_d2.engine.setup.setup_logger", lambda *args, **options: None)
+    monkeypatch.setattr("gal_d2.engine.setup.default_setup", set_up)
+    return run_here
 
 
 def ledger(output: Path) -> dict[str, np.ndarray]:
@@ -77,20 +107,25 @@ def last_metrics(output: Path) -> dict:
 # -- A run is a function of its seed and step
 
 
-def test_killed_and_resumed_it_is_bit_for_bit_the_same(lvis_root, repository, candidates, tmp_path):
+def test_killed_and_resumed_it_is_bit_for_bit_the_same(
+    train, lvis_root, repository, candidates, tmp_path
+):
     """Without workers in one go; and killed with two of them, resumed without."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(repository, lvis_root, *interleaved(candidates, whole), "GAL.POOL.SAMPLER", "ledger")
+    train(lvis_root, "lvis_gal", *interleaved(candidates, whole), "GAL.POOL.SAMPLER", "ledger")
     options = [*interleaved(candidates, parts), "GAL.POOL.SAMPLER", "ledger"]
-    # It has drawn for step 10 when it dies in it; the checkpoint is that of step 8.
-    train(repository, lvis_root, *options, "DATALOADER.NUM_WORKERS", "2", kill_at=9)
-    drawn = len(InstancePool(parts / "pool"))
-    train(repository, lvis_root, *options, "--resume")
+    with_workers = command_line(repository, "lvis_gal", *options, "DATALOADER.NUM_WORKERS", "2")
+    killed = run([str(SCRIPT), str(KILL_AT), *with_workers], cwd=lvis_root)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    drawn = InstancePool(parts / "pool")
+    train(lvis_root, "lvis_gal", *options, resume=True)
 
     assert_same(whole, parts)
-    assert drawn == 3 * 6  # before step 0, and after 2, 4, 6, 8 and 10 steps
+    # Before step 0, and after 2, 4, 6 and 8 steps; what came after the checkpoint is found again.
+    assert len(drawn) == 3 * 5
     first, second = InstancePool(whole / "pool"), InstancePool(parts / "pool")
-    assert first.all_ids().tolist() == second.all_ids().tolist() and len(first) == 18
+    assert first.all_ids().tolist() == second.all_ids().tolist() and len(first) == 3 * 6
+    assert len(second.shards) == 6
     state = [torch.load(output / "model_final.pth") for output in (whole, parts)]
     hooks = [checkpoint["trainer"]["hooks"]["InterleaveHook"] for checkpoint in state]
     assert hooks[0]["next_index"] == hooks[1]["next_index"]
@@ -117,55 +152,54 @@ def train_and_save_state(args, folder: Path) -> None:
     mapper = trainer.data_loader.mapper
     state = {"weights": weights, "seen": mapper.pool.all_ids().tolist()}
     if comm.is_main_process():
-        state["judged"] = trainer.interleaver.scheduler.judged.sum()
-        state["waiting"] = trainer.interleaver.scheduler.num_waiting
+        scheduler = trainer.interleaver.scheduler
+        state["judged"], state["accepted"] = scheduler.judged.sum(), scheduler.accepted.sum()
+        state["waiting"] = scheduler.num_waiting
     torch.save(state, folder / f"rank{comm.get_rank()}.pth")
 
 
 def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_path, monkeypatch):
     monkeypatch.chdir(lvis_root)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     output = tmp_path / "output"
     args = argument_parser().parse_args(
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
-        + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "9"]
+        + [*SMALL, *interleaved(candidates, output), "SOLVER.MAX_ITER", "5"]
+        + ["GAL.SNAPSHOTS.LAG", "1"]
+        # Decides from the first step on, so that it is known what is judged.
+        + ["GAL.ACCEPT.POLICY", "random"]
     )
     launch(train_and_save_state, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth", weights_only=False) for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
-    # The last samples saw snapshot 2: what was drawn before steps 0, 2 and 4.
-    assert first["seen"] == second["seen"] and len(first["seen"]) == 9
-    # Both judge, one draws: it knows what the other has pasted.
-    pasted = np.unique(ledger(output)["pool_id"])
+    # The last samples saw snapshot 1: what was drawn before steps 0 and 2.
+    assert first["seen"] == second["seen"] and len(first["seen"]) == 6
+    # Both judge, one draws: it knows what the other has pasted. Of that, four times count.
+    rows = ledger(output)
+    pasted, times = np.unique(rows["pool_id"], return_counts=True)
     assert first["waiting"] == len(InstancePool(output / "pool")) - len(pasted)
-    assert first["judged"] > 0
+    assert first["judged"] == np.minimum(times, 4).sum() / 4
+    assert 0 < first["accepted"] < first["judged"]
 
 
 # -- As a user starts it
 
 
 @pytest.fixture(scope="module")
-def miniature(repository, tmp_path_factory) -> Path:
+def miniature(tmp_path_factory) -> Path:
     """A working folder with a tiny miniature data set."""
     root = tmp_path_factory.mktemp("miniature")
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(repository / "tools/prepare_miniature.py")]
-        + ["--object-source", "digits", "--train-images", "12", "--val-images", "2"]
-        + ["--pool-per-category", "6"],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
+    config = MiniatureConfig(
+        train_images=12, val_images=2, pool_per_category=6, object_source="digits"
     )
+    prepare_miniature(root / "datasets" / "miniature", root / "sources", config)
     return root
 
 
-def test_from_an_empty_pool_within_the_trainer(repository, miniature, tmp_path):
+def test_from_an_empty_pool_within_the_trainer(train, miniature, tmp_path):
     train(
-        *(repository, miniature, "OUTPUT_DIR", str(tmp_path), "GAL.GENERATOR.PERIOD", "3"),
-        *("GAL.SNAPSHOTS.PERIOD", "3", "GAL.GENERATOR.BATCH", "8"),
+        *(miniature, "miniature_interleaved", "OUTPUT_DIR", str(tmp_path)),
+        *("GAL.GENERATOR.PERIOD", "3", "GAL.GENERATOR.BATCH", "8", "GAL.SNAPSHOTS.PERIOD", "3"),
         *("GAL.GENERATOR.SCHEDULE.EXPOSURES", "1"),
-        config="miniature_interleaved",
     )
     assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "pool")
     metrics = last_metrics(tmp_path)
@@ -175,15 +209,17 @@ def test_from_an_empty_pool_within_the_trainer(repository, miniature, tmp_path):
 
 
 def test_from_an_empty_pool_beside_the_trainer(repository, miniature, tmp_path):
-    process = train(
-        *(repository, miniature, "OUTPUT_DIR", str(tmp_path)),
+    """The tool itself, whose main module the generator's process imports."""
+    arguments = command_line(
+        *(repository, "miniature_gal", "OUTPUT_DIR", str(tmp_path)),
         *("GAL.GENERATOR.ENABLED", "True", "GAL.GENERATOR.MODE", "async"),
         *("GAL.GENERATOR.NAME", "cutouts", "GAL.GENERATOR.FILTER.NAMES", "[]"),
         *("GAL.GENERATOR.CANDIDATES", "datasets/miniature/pool"),
-        *("GAL.POOL.ROOT", str(tmp_path / "own"), "SOLVER.MAX_ITER", "40"),
+        *("GAL.POOL.ROOT", str(tmp_path / "own"), "SOLVER.MAX_ITER", "16"),
         *("GAL.GENERATOR.PERIOD", "2", "GAL.SNAPSHOTS.PERIOD", "2", "GAL.GENERATOR.BATCH", "4"),
-        config="miniature_gal",
     )
+    process = run([str(repository / "tools/train_net.py"), *arguments], cwd=miniature)
+    assert process.returncode == 0, process.stderr[-3000:]
     assert "crashed" not in process.stdout + process.stderr
     assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "own")
     metrics = last_metrics(tmp_path)
@@ -202,7 +238,7 @@ def assert_generated_scored_accepted_and_reused(output: Path, root: Path) -> Non
     assert max(own[0] for own in steps) > min(own[0] for own in steps)
 
 
-def test_lvis_with_stable_diffusion(repository, lvis_root, tmp_path):
+def test_lvis_with_stable_diffusion(train, lvis_root, tmp_path):
     """configs/lvis_gal.yaml from text to pasted object, with a tiny random model."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
     import tiny_models
@@ -211,7 +247,7 @@ def test_lvis_with_stable_diffusion(repository, lvis_root, tmp_path):
     clipseg = tiny_models.save_clipseg(tmp_path / "clipseg")
     output = tmp_path / "output"
     train(
-        *(repository, lvis_root, "OUTPUT_DIR", str(output), "GAL.GENERATOR.ENABLED", "True"),
+        *(lvis_root, "lvis_gal", "OUTPUT_DIR", str(output), "GAL.GENERATOR.ENABLED", "True"),
         *("GAL.POOL.ROOT", str(output / "pool"), "SOLVER.MAX_ITER", "6"),
         *("GAL.GENERATOR.MODEL", str(model), "GAL.GENERATOR.VARIANT", ""),
         *("GAL.GENERATOR.SAFETY_CHECKER", "False", "GAL.GENERATOR.DEVICE", "cpu"),

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-import torch
 
 from gal_d2.generation.generator import GenerationRequest, request_seed
-
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 
 
 @pytest.fixture(scope="session")

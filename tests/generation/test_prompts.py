@@ -143,7 +143,7 @@ def test_prompt_file(tmp_path: Path, suffix: str) -> None:
     ("content", "message"),
     [
         ("- bun", "holds no mapping"),
-        ("bum: x", "no category 'bum'; did you mean bun"),
+        ("bum: x", r"'bum' \(did you mean bun\?\); correct"),
         ("bun: []", r"'bun' is \[\]"),
         ("bun: [1]", r"'bun' is \[1\]"),
         ("bun: a {what}", r"'what'"),

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
+from tiny_models import CPU
 
 from gal_d2.errors import UserError
 from gal_d2.generation.cutting import clean_mask

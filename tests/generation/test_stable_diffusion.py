@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
 from PIL import Image
+from tiny_models import CPU
 
 from gal_d2.data.cut_out import CutOutSource
 from gal_d2.errors import UserError

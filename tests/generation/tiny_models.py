@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+# Where the tests load them.
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.?-()'<>"
 _SMALL = {
     "hidden_size": 16,
