@@ -4,9 +4,9 @@ Reads a ledger (of tools/score_pool.py or of a training) and the truth file of t
 and prints, by category, how many of the top and of the bottom are good, and the AUC of a good
 against a bad cut-out.
 
-    tools/score_pool.py --config-file configs/miniature_copypaste.yaml \
-      MODEL.WEIGHTS output/miniature_copypaste/model_final.pth
-    python benchmarks/ranking.py output/miniature_copypaste/pool_scores
+    tools/score_pool.py --config-file configs/miniature_gal.yaml \
+      MODEL.WEIGHTS output/miniature_gal/model_final.pth
+    python benchmarks/ranking.py output/miniature_gal/pool_scores
 """
 
 from __future__ import annotations
@@ -15,62 +15,60 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
-from sklearn.metrics import roc_auc_score
+from documents import check_document, replace_tables
+from separation import auc
 
 from gal_d2.data.datasets import load_metadata
+from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
 from gal_d2.engine.launch import run_tool
-from gal_d2.errors import UserError
 from gal_d2.scoring.ledger import Ledger
 from gal_d2.scoring.ranking import criteria, rank
 
-GOOD = "good"
+COMMAND = "benchmarks/ranking.py"
 
 
-def read_truth(path: Path) -> dict[int, str]:
-    """Kind of each cut-out by pool id."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: run tools/prepare_miniature.py.")
-    table = pq.read_table(path, columns=["pool_id", "kind"])
-    return dict(zip(table["pool_id"].to_pylist(), table["kind"].to_pylist(), strict=True))
-
-
-def good_by_rank(ledger: Ledger, category_id: int, by: str, truth: dict[int, str]) -> np.ndarray:
+def good_by_rank(ledger: Ledger, category_id: int, by: str, truth: PoolTruth) -> np.ndarray:
     """(N,) bool, best first: which of a category's scored cut-outs are good."""
     table = rank(ledger, category_id, by)
     known = table.filter(table["value"].is_valid())
-    return np.array([truth[pool_id] == GOOD for pool_id in known["pool_id"].to_pylist()])
+    return truth.kind[truth.rows(known["pool_id"].to_numpy())] == GOOD
 
 
 def figures(good: np.ndarray, top: int) -> tuple[float, float, float, float]:
     """Share of good ones, good ones in the top and in the bottom, AUC (NaN: of one kind only)."""
-    auc = np.nan
-    if 0 < good.sum() < len(good):
-        auc = roc_auc_score(good, -np.arange(len(good)))
-    return good.mean(), good[:top].sum(), good[-top:].sum(), auc
+    return good.mean(), good[:top].sum(), good[-top:].sum(), auc(good, -np.arange(len(good)))
+
+
+def report(ledger: Ledger, truth: PoolTruth, dataset: str, by: str, top: int) -> str:
+    """A table with a row for each category that was scored, and their mean."""
+    metadata = load_metadata(dataset)
+    ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
+    scored = set(ledger.by_instance()["category_id"].to_pylist())
+    lines = [f"| by {by} | good of all | good in top | good in bottom | AUC |", "|---" * 5 + "|"]
+    rows = []
+    for category_id, name, group in zip(
+        ids, metadata.thing_classes, metadata.category_frequency, strict=True
+    ):
+        if category_id not in scored:
+            continue
+        rows.append(figures(good_by_rank(ledger, category_id, by, truth), top))
+        share, best, worst, area = rows[-1]
+        lines.append(f"| {name} ({group}) | {share:.2f} | {best} | {worst} | {area:.2f} |")
+    share, best, worst, area = np.mean(rows, axis=0)
+    lines.append(f"| mean | {share:.2f} | {best:.1f} | {worst:.1f} | {area:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(args: argparse.Namespace) -> None:
-    truth = read_truth(args.truth)
-    ledger = Ledger(args.ledger)
-    metadata = load_metadata(args.dataset)
-    ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
-    scored = set(ledger.by_instance()["category_id"].to_pylist())
-    for by in args.by or list(criteria(ledger)):
-        print(f"\nby {by}, top and bottom {args.top}:\n")
-        print("| category | good of all | good in top | good in bottom | AUC |")
-        print("|---" * 5 + "|")
-        rows = []
-        for category_id, name, group in zip(
-            ids, metadata.thing_classes, metadata.category_frequency, strict=True
-        ):
-            if category_id not in scored:
-                continue
-            rows.append(figures(good_by_rank(ledger, category_id, by, truth), args.top))
-            share, best, worst, auc = rows[-1]
-            print(f"| {name} ({group}) | {share:.2f} | {best} | {worst} | {auc:.2f} |")
-        share, best, worst, auc = np.mean(rows, axis=0)
-        print(f"| mean | {share:.2f} | {best:.1f} | {worst:.1f} | {auc:.2f} |")
+    if args.document:
+        check_document(args.document, COMMAND)
+    truth, ledger = PoolTruth.read(args.truth), Ledger(args.ledger)
+    criterion = args.by or list(criteria(ledger))
+    tables = [report(ledger, truth, args.dataset, by, args.top) for by in criterion]
+    text = f"Top and bottom {args.top} of each category.\n\n" + "\n".join(tables)
+    print(text)
+    if args.document:
+        replace_tables(args.document, COMMAND, text)
 
 
 if __name__ == "__main__":
@@ -78,8 +76,9 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("ledger", type=Path)
-    parser.add_argument("--truth", type=Path, default=Path("datasets/miniature/pool_truth.parquet"))
+    parser.add_argument("--truth", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--dataset", default="miniature_train")
     parser.add_argument("--top", type=int, default=8)
     parser.add_argument("--by", action="append", help="default: everything the ledger has")
+    parser.add_argument("--document", type=Path, help="Markdown file to put the tables into")
     run_tool(main, parser.parse_args())

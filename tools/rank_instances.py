@@ -3,7 +3,7 @@
 
 tools/rank_instances.py --config-file configs/lvis_gal.yaml --category bun --ledger output/ledger
 tools/rank_instances.py --config-file configs/miniature_gal.yaml --category sandal \\
-  MODEL.WEIGHTS output/miniature_copypaste/model_final.pth
+  MODEL.WEIGHTS output/miniature_gal/model_final.pth
 
 A ledger is that of a training (OUTPUT_DIR/ledger) or of tools/score_pool.py. Without one, the
 category is scored with MODEL.WEIGHTS first. Writes <category>.png, .csv, .parquet and .html.

@@ -3,7 +3,7 @@
 
 tools/score_pool.py --config-file configs/lvis_gal.yaml MODEL.WEIGHTS model.pth
 tools/score_pool.py --config-file configs/miniature_gal.yaml --category boot --category dress \\
-  MODEL.WEIGHTS output/miniature_copypaste/model_final.pth
+  MODEL.WEIGHTS output/miniature_gal/model_final.pth
 
 Interrupted, it goes on where it was, with any number of processes. tools/rank_instances.py and
 tools/filter_pool.py read the ledger.
