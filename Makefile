@@ -44,7 +44,7 @@ demo: $(VENV)/.complete $(MINIATURE)
 
 rank: $(VENV)/.complete $(MINIATURE)
 	@test -f "$(WEIGHTS)" || { echo "error: $(WEIGHTS) does not exist: run make demo first, or name a model with WEIGHTS=" >&2; exit 1; }
-	$(BIN)/python tools/rank_instances.py --config-file configs/miniature_gal.yaml --category "$(CATEGORY)" MODEL.WEIGHTS "$(WEIGHTS)"
+	$(BIN)/python tools/rank_instances.py --config-file configs/miniature_gal.yaml --category "$(CATEGORY)" --placements 6 MODEL.WEIGHTS "$(WEIGHTS)"
 
 # The pictures of README.md, from the demo's.
 pictures: demo
