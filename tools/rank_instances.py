@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
-from gal_d2.engine.launch import launch, run_tool
+from gal_d2.engine.launch import run_distributed_tool
 from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
 from gal_d2.engine.setup import argument_parser, load_config, resolve_datasets, setup
 from gal_d2.engine.trainer import GALTrainer
@@ -166,14 +166,4 @@ def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):
 
 
 if __name__ == "__main__":
-    args = parse_arguments()
-    run_tool(
-        launch,
-        main,
-        num_gpus=args.num_gpus,
-        num_cpu_processes=args.num_cpu_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run_distributed_tool(main, parse_arguments())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from detectron2.utils import comm
 
-from gal_d2.engine.launch import launch, run_tool
+from gal_d2.engine.launch import run_distributed_tool
 from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
@@ -42,14 +42,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    args = parse_arguments()
-    run_tool(
-        launch,
-        main,
-        num_gpus=args.num_gpus,
-        num_cpu_processes=args.num_cpu_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run_distributed_tool(main, parse_arguments())

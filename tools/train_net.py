@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from gal_d2.engine.launch import launch, run_tool
+from gal_d2.engine.launch import run_distributed_tool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
 
@@ -26,14 +26,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    args = argument_parser(epilog=__doc__).parse_args()
-    run_tool(
-        launch,
-        main,
-        num_gpus=args.num_gpus,
-        num_cpu_processes=args.num_cpu_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    run_distributed_tool(main, argument_parser(epilog=__doc__).parse_args())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -89,6 +90,27 @@ def run_tool(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if comm.is_main_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def run_distributed_tool(
+    main: Callable[[argparse.Namespace], None], args: argparse.Namespace
+) -> None:
+    """:func:`run_tool` in as many processes as the arguments say.
+
+    Args:
+        main: called with ``args`` in each process.
+        args: of :func:`gal_d2.engine.setup.argument_parser`.
+    """
+    run_tool(
+        launch,
+        main,
+        num_gpus=args.num_gpus,
+        num_cpu_processes=args.num_cpu_processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
 
 
 def _cpu_worker(
