@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -130,12 +131,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_killed_and_resumed_is_the_same_as_uninterrupted(
-    tool: ModuleType, repository: Path, arguments: list[str], tmp_path: Path, capsys
+    repository: Path, arguments: list[str], tmp_path: Path
 ) -> None:
+    # Processes of their own, as a user's: what other tests leave behind in this one (threads,
+    # backends) may round otherwise, and one other pixel is another cut-out.
+    def run(*command: str, code: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", *code]
+            + [str(repository / "tools" / "generate_instances.py"), *command],
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = [*arguments, "--per-category", "5", "--categories", "roll", "boot"]
-    tool.run(tool.parse_arguments([*arguments, "--output", str(whole)]))
-    printed = capsys.readouterr().out
+    printed = run(*arguments, "--output", str(whole)).stdout
     expected = content(whole)
     drawn = outcomes(whole)
     assert drawn.keys() == {(c, i) for c in (12, 41) for i in range(5)}
@@ -152,24 +162,16 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(
     assert {name for name, _ in bun["scores"]} == {"area", "clip_text"}
 
     command = [*arguments, "--output", str(killed), "GAL.GENERATOR.FLUSH_SECONDS", "0"]
-    died = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", KILL,
-         str(repository / "tools" / "generate_instances.py"), *command],
-        # As many threads as here: others round otherwise, and one other pixel is another cut-out.
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    died = run(*command, code=("-c", KILL))
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert len(outcomes(killed)) == 3
     assert 0 < len(content(killed)) < len(expected)
 
-    tool.run(tool.parse_arguments(command))
-    assert "7 images drawn" in capsys.readouterr().out
+    assert "7 images drawn" in run(*command).stdout
     assert content(killed) == expected
     assert outcomes(killed) == drawn
 
-    tool.run(tool.parse_arguments(command))
-    assert "nothing is missing" in capsys.readouterr().out
+    assert "nothing is missing" in run(*command).stdout
     assert content(killed) == expected
 
 
