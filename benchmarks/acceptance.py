@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from separation import auc
+from documents import markdown_table
+from separation import acceptance, auc, select
 
+from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
 from gal_d2.engine.launch import run_tool
@@ -33,7 +35,7 @@ def load_decisions(run: Path, truth_file: Path, first_step: int) -> dict[str, np
     rows = truth.rows(columns["pool_id"])
     columns |= {"kind": truth.kind[rows], "ambiguous": truth.ambiguous[rows]}
     chosen = (columns["step"] >= first_step) & ~columns["undecided"].astype(bool)
-    return {name: values[chosen] for name, values in columns.items()}
+    return select(columns, chosen)
 
 
 def rows(columns: dict[str, np.ndarray], names: dict[int, str]) -> Iterator[tuple]:
@@ -46,30 +48,20 @@ def rows(columns: dict[str, np.ndarray], names: dict[int, str]) -> Iterator[tupl
 
 
 def figures(columns: dict[str, np.ndarray], chosen: np.ndarray) -> tuple:
-    good = (columns["kind"] == GOOD)[chosen]
-    accept = columns["accept"].astype(bool)[chosen]
-    score = columns["score"].astype(float)[chosen]
-    return (
-        len(good),
-        accept[good].mean() if good.any() else np.nan,
-        accept[~good].mean() if (~good).any() else np.nan,
-        (~good).mean() if len(good) else np.nan,
-        (~good)[accept].mean() if accept.any() else np.nan,
-        auc(good, score),
-    )
+    columns = select(columns, chosen)
+    good, score = columns["kind"] == GOOD, columns["score"].astype(float)
+    return len(good), *acceptance(columns).values(), auc(good, score)
 
 
 def main(args: argparse.Namespace) -> None:
     columns = load_decisions(args.run, args.truth, args.first_step)
-    metadata = load_metadata(args.dataset)
-    ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
-    names = dict(zip(ids, metadata.thing_classes, strict=True))
+    names = CategoryNames.from_file(load_metadata(args.dataset).json_file).names
     print(f"{args.run}: {len(columns['pool_id'])} decisions from step {args.first_step} on\n")
-    print("| | pasted | good accepted | bad accepted | bad of pasted | bad of accepted | AUC |")
-    print("|---" * 7 + "|")
-    for name, count, *values in rows(columns, names):
-        print(f"| {name} | {count} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
-    print()
+    cells = [
+        [name, count, *(f"{v:.2f}" for v in values)]
+        for name, count, *values in rows(columns, names)
+    ]
+    print(markdown_table(["", "pasted", *acceptance(columns), "AUC"], cells))
     for kind in sorted(set(columns["kind"])):
         chosen = columns["kind"] == kind
         rate = columns["accept"].astype(bool)[chosen].mean()

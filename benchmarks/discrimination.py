@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -33,19 +34,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from separation import auc
-
-from gal_d2.data.miniature_truth import GOOD, PoolTruth
 
 import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
-from documents import check_document, replace_tables
+from documents import check_document, markdown_table, replace_tables
+from separation import acceptance, auc, select
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.fields import InstanceSource
+from gal_d2.data.miniature_truth import GOOD, PoolTruth
 from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
 from gal_d2.engine.setup import argument_parser, setup
@@ -57,6 +58,7 @@ COMMAND = "benchmarks/discrimination.py"
 CONFIG = "configs/miniature_gal.yaml"
 POLICIES = {"clean": "never", "polluted": "always", "random": "random", "oracle": "OracleAccept"}
 CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
+SCORED = ("clean", "polluted")  # the models whose scores are compared
 SCORES = {
     "combined": "score",
     "combined, mean of the exposures so far": "mean_score",
@@ -235,7 +237,7 @@ class Run:
         """Columns of a part of the training, given as shares of it."""
         step = self.columns["step"]
         chosen = (step >= first * self.steps) & (step < last * self.steps)
-        return {name: values[chosen] for name, values in self.columns.items()}
+        return select(self.columns, chosen)
 
 
 def mean_so_far(pool_id: np.ndarray, score: np.ndarray) -> np.ndarray:
@@ -271,21 +273,6 @@ def mean_auc(columns: dict[str, np.ndarray], score: str, kind: str) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
-def acceptance(columns: dict[str, np.ndarray]) -> dict[str, float]:
-    """Shares: of the good and the bad that were accepted, of bad ones before and after."""
-    good, accept = columns["kind"] == GOOD, columns["accept"].astype(bool)
-    return {
-        "good accepted": mean(accept[good]),
-        "bad accepted": mean(accept[~good]),
-        "bad of pasted": mean(~good),
-        "bad of accepted": mean(~good[accept]),
-    }
-
-
-def mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else np.nan
-
-
 # -- Reports
 
 
@@ -298,67 +285,56 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return text if len(values) == 1 else f"{text} ± {np.nanstd(values, ddof=1):.{digits}f}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def report_scores(runs: Mapping[str, list[Run]], share: float) -> str:
+def report_scores(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
+    """AUC of each score; ``columns`` by condition and seed, as of :meth:`Run.between`."""
     rows = []
     for title, score in SCORES.items():
         cells = [
-            spread([mean_auc(run.between(share, 1), score, kind) for run in runs[condition]])
-            for condition in ("clean", "polluted")
+            spread([mean_auc(of_seed, score, kind) for of_seed in columns[condition]])
+            for condition in SCORED
             for kind in KINDS.values()
         ]
         rows.append([title, *cells])
-    header = [f"{kind}, {c}" for c in ("clean", "polluted") for kind in KINDS]
-    return table(["AUC of the score", *header], rows)
+    header = [f"{kind}, {condition}" for condition in SCORED for kind in KINDS]
+    return markdown_table(["AUC of the score", *header], rows)
 
 
-def report_classes(runs: Mapping[str, list[Run]], share: float, names: Mapping[int, str]) -> str:
+def report_classes(
+    columns: Mapping[str, list[dict[str, np.ndarray]]], names: Mapping[int, str]
+) -> str:
+    """AUC of the combined score by category."""
     kinds = {title: kind for title, kind in KINDS.items() if kind != "ambiguous"}
-    conditions = ("clean", "polluted")
     aucs = [
-        [class_aucs(run.between(share, 1), "score", kind) for run in runs[condition]]
-        for condition in conditions
+        [class_aucs(of_seed, "score", kind) for of_seed in columns[condition]]
+        for condition in SCORED
         for kind in kinds.values()
     ]
-    ambiguous = ambiguous_categories(runs)
+    some = columns["clean"][0]
+    ambiguous = set(some["category_id"][some["ambiguous"]].tolist())
     rows = [
         [f"{name}{' (ambiguous)' if key in ambiguous else ''}"]
         + [spread([by_class.get(key, np.nan) for by_class in column]) for column in aucs]
         for key, name in names.items()
     ]
-    header = [f"{kind}, {c}" for c in conditions for kind in kinds]
-    return table(["AUC of the combined score", *header], rows)
+    header = [f"{kind}, {condition}" for condition in SCORED for kind in kinds]
+    return markdown_table(["AUC of the combined score", *header], rows)
 
 
-def ambiguous_categories(runs: Mapping[str, list[Run]]) -> set[int]:
-    columns = runs["clean"][0].columns
-    return set(columns["category_id"][columns["ambiguous"]].tolist())
-
-
-def report_acceptance(runs: Mapping[str, list[Run]], share: float) -> str:
+def report_acceptance(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
+    """What each policy accepted, in ambiguous categories and in all."""
+    keys = ("good accepted", "bad accepted", "bad of accepted")
     rows = []
     for condition in ("polluted", "random", "gal", "oracle"):
-        cells = []
-        for only in (True, False):
-            shares = []
-            for run in runs[condition]:
-                columns = run.between(share, 1)
-                chosen = columns["ambiguous"] | (not only)
-                shares.append(acceptance({k: v[chosen] for k, v in columns.items()}))
-            cells += [
-                spread([s[key] for s in shares])
-                for key in ("good accepted", "bad accepted", "bad of accepted")
-            ]
-        title = "accept all" if condition == "polluted" else condition
-        rows.append([title, *cells])
-    header = ["good accepted", "bad accepted", "bad of accepted"]
-    return table(
-        ["policy", *(f"{h}, ambiguous" for h in header), *(f"{h}, all" for h in header)], rows
-    )
+        ambiguous = [acceptance(select(c, c["ambiguous"])) for c in columns[condition]]
+        everywhere = [acceptance(c) for c in columns[condition]]
+        cells = [
+            spread([shares[key] for shares in of_seeds])
+            for of_seeds in (ambiguous, everywhere)
+            for key in keys
+        ]
+        rows.append(["accept all" if condition == "polluted" else condition, *cells])
+    header = [f"{key}, {where}" for where in ("ambiguous", "all") for key in keys]
+    return markdown_table(["policy", *header], rows)
 
 
 def report_precision(runs: Mapping[str, list[Run]]) -> str:
@@ -372,7 +348,7 @@ def report_precision(runs: Mapping[str, list[Run]]) -> str:
         ]
         rows.append([titles.get(condition, condition), *cells])
     header = [f"{'box' if task == 'bbox' else 'mask'} {metric}" for task, metric in columns]
-    return table(["policy", *header], rows)
+    return markdown_table(["policy", *header], rows)
 
 
 def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
@@ -384,16 +360,10 @@ def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
     axes = figure.subplots(1, 3)
     edges = np.linspace(0, 1, WINDOWS + 1)
     centres = (edges[1:] + edges[:-1]) / 2 * runs["clean"][0].steps
-    for axis, condition in zip(axes, ("clean", "polluted"), strict=False):
+    for axis, condition in zip(axes, SCORED, strict=False):
         for title, kind in KINDS.items():
-            draw_curve(
-                axis,
-                centres,
-                edges,
-                runs[condition],
-                title,
-                lambda c, k=kind: mean_auc(c, "score", k),
-            )
+            value = functools.partial(mean_auc, score="score", kind=kind)
+            draw_curve(axis, centres, edges, runs[condition], title, value)
         axis.set(title=f"{condition} model: AUC of the score", ylim=(0.4, 1), xlabel="step")
         axis.axhline(0.9, color="0.8", linewidth=1, zorder=0)
     for condition in ("polluted", "random", "gal"):
@@ -407,8 +377,7 @@ def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
 
 
 def bad_of_accepted(columns: dict[str, np.ndarray]) -> float:
-    chosen = columns["ambiguous"]
-    return acceptance({name: values[chosen] for name, values in columns.items()})["bad of accepted"]
+    return acceptance(select(columns, columns["ambiguous"]))["bad of accepted"]
 
 
 def draw_curve(
@@ -439,26 +408,18 @@ def main(args: argparse.Namespace) -> None:
         condition: [Run.read(run_folder(args, condition, seed), truth) for seed in args.seeds]
         for condition in CONDITIONS
     }
-    metadata = load_metadata("miniature_train")
-    names = dict(
-        zip(
-            sorted(metadata.thing_dataset_id_to_contiguous_id),
-            metadata.thing_classes,
-            strict=True,
-        )
-    )
+    late = {c: [run.between(args.share, 1) for run in of_seeds] for c, of_seeds in runs.items()}
+    names = CategoryNames.from_file(load_metadata("miniature_train").json_file).names
     steps = runs["gal"][0].steps
-    text = (
-        f"`{Path(CONFIG).name}`, {steps} steps, seeds {', '.join(map(str, args.seeds))}: mean ± "
-        f"standard deviation. From step {round(args.share * steps)} on.\n\n"
-        + "\n".join(
-            [
-                report_scores(runs, args.share),
-                report_classes(runs, args.share, names),
-                report_acceptance(runs, args.share),
-                report_precision(runs),
-            ]
-        )
+    text = "\n".join(
+        [
+            f"`{Path(CONFIG).name}`, {steps} steps, seeds {', '.join(map(str, args.seeds))}: mean "
+            f"± standard deviation. From step {round(args.share * steps)} on.\n",
+            report_scores(late),
+            report_classes(late, names),
+            report_acceptance(late),
+            report_precision(runs),
+        ]
     )
     print(text)
     draw(runs, args.figure)

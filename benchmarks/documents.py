@@ -1,12 +1,20 @@
-"""Tables that a benchmark writes into a document, between two marks that name the benchmark."""
+"""Tables in Markdown, and their place in a document: two marks that name the benchmark."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gal_d2.errors import UserError
 
 END = "<!-- end -->\n"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A table of what ``str`` makes of the cells; each line ends with a line break."""
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def begin(command: str) -> str:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
+from documents import markdown_table
+
 from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
 
@@ -89,14 +91,13 @@ def main(arguments: list[str] | None = None) -> None:
     images = options.categories * options.per_category
     speeds = PUBLIC if options.seconds is None else (Speed("yours", options.seconds, "--seconds"),)
     print(f"{images:,} images of 512 x 512 pixels, {options.kept:.0%} of which are kept")
-    print("| model | images per GPU-hour | GPU-hours | GPU-hours per 1,000 kept | source |")
-    print("|---|---|---|---|---|")
+    rows = []
     for speed in speeds:
         result = cost(speed.seconds, images, options.kept)
-        print(
-            f"| {speed.what} | {result.images_per_hour:,.0f} | {result.gpu_hours:,.0f} | "
-            f"{result.gpu_hours_per_1000_kept:.2f} | {speed.source} |"
-        )
+        numbers = f"{result.images_per_hour:,.0f}", f"{result.gpu_hours:,.0f}"
+        rows.append([speed.what, *numbers, f"{result.gpu_hours_per_1000_kept:.2f}", speed.source])
+    header = "model", "images per GPU-hour", "GPU-hours", "GPU-hours per 1,000 kept", "source"
+    print(markdown_table(header, rows), end="")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from documents import check_document, replace_tables
+from documents import check_document, markdown_table, replace_tables
 from separation import auc
 
 from gal_d2.data.datasets import load_metadata
@@ -44,8 +44,7 @@ def report(ledger: Ledger, truth: PoolTruth, dataset: str, by: str, top: int) ->
     metadata = load_metadata(dataset)
     ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
     scored = set(ledger.by_instance()["category_id"].to_pylist())
-    lines = [f"| by {by} | good of all | good in top | good in bottom | AUC |", "|---" * 5 + "|"]
-    rows = []
+    cells, rows = [], []
     for category_id, name, group in zip(
         ids, metadata.thing_classes, metadata.category_frequency, strict=True
     ):
@@ -53,10 +52,12 @@ def report(ledger: Ledger, truth: PoolTruth, dataset: str, by: str, top: int) ->
             continue
         rows.append(figures(good_by_rank(ledger, category_id, by, truth), top))
         share, best, worst, area = rows[-1]
-        lines.append(f"| {name} ({group}) | {share:.2f} | {best} | {worst} | {area:.2f} |")
+        cells.append([f"{name} ({group})", f"{share:.2f}", best, worst, f"{area:.2f}"])
     share, best, worst, area = np.mean(rows, axis=0)
-    lines.append(f"| mean | {share:.2f} | {best:.1f} | {worst:.1f} | {area:.2f} |")
-    return "\n".join(lines) + "\n"
+    cells.append(["mean", f"{share:.2f}", f"{best:.1f}", f"{worst:.1f}", f"{area:.2f}"])
+    return markdown_table(
+        [f"by {by}", "good of all", "good in top", "good in bottom", "AUC"], cells
+    )
 
 
 def main(args: argparse.Namespace) -> None:

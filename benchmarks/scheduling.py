@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from documents import markdown_table
 
 from gal_d2.engine.launch import run_tool
 from gal_d2.generation.generator import GenerationRequest
@@ -172,20 +173,18 @@ def main(args: argparse.Namespace) -> None:
         "end.\n"
     )
     columns = f"{targets[0]} instances", f"{targets[1]} categories", "instances", "categories"
-    print(f"| rule | {' | '.join(columns)} |")
-    print("|---" * 5 + "|")
     needed = {
         name: np.array([[draws_until(c[i], targets[i]) for i in (0, 1)] for c in values])
         for name, values in curves.items()
     }
+    rows = []
     for name, values in curves.items():
         images = needed[name].mean(axis=0)
         ratio = (needed[name] / needed["uniform"]).mean(axis=0)
         end = values[:, :, -1].mean(axis=0)
-        print(
-            f"| {name} | {images[0]:.0f} ({ratio[0]:.2f}) | {images[1]:.0f} ({ratio[1]:.2f}) | "
-            f"{end[0]:.0f} | {end[1]:.1f} |"
-        )
+        drawn = [f"{images[i]:.0f} ({ratio[i]:.2f})" for i in (0, 1)]
+        rows.append([name, *drawn, f"{end[0]:.0f}", f"{end[1]:.1f}"])
+    print(markdown_table(["rule", *columns], rows), end="")
     if args.plot:
         plot(curves, num_rare, args.plot)
 

@@ -46,9 +46,10 @@ from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from documents import check_document, replace_tables
+from documents import check_document, markdown_table, replace_tables
 
 from gal_d2.data.datasets import register_instances
+from gal_d2.data.fields import InstanceSource
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
@@ -138,7 +139,9 @@ def make_targets(
     targets.gt_classes = torch.tensor(rng.integers(0, num_classes, n))
     targets.gt_masks = BitMasks(masks)
     targets.instance_source = torch.tensor([0] * num_real + [1] * num_pasted)
-    targets.pool_id = torch.where(targets.instance_source == 1, torch.arange(n), -1)
+    targets.pool_id = torch.where(
+        targets.instance_source == InstanceSource.PASTED, torch.arange(n), -1
+    )
     return targets
 
 
@@ -224,11 +227,7 @@ class PeakMemory:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    print("| " + " | ".join(header) + " |")
-    print("|---" * len(header) + "|")
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row) + " |")
-    print(flush=True)
+    print(markdown_table(header, rows), flush=True)
 
 
 # -- step

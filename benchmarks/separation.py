@@ -1,9 +1,11 @@
-"""How well a score separates good cut-outs from bad ones."""
+"""How well scores and decisions separate good cut-outs from bad ones."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+
+from gal_d2.data.miniature_truth import GOOD
 
 
 def auc(is_good: np.ndarray, score: np.ndarray) -> float:
@@ -16,3 +18,27 @@ def auc(is_good: np.ndarray, score: np.ndarray) -> float:
     if is_good.all() or not is_good.any():
         return np.nan
     return float(roc_auc_score(is_good, score))
+
+
+def select(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows, (N,) bool or indices, of columns of N values."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def acceptance(columns: dict[str, np.ndarray]) -> dict[str, float]:
+    """Shares: of the good and the bad that were accepted, of bad ones before and after.
+
+    Args:
+        columns: "kind" and "accept" of N pasted instances.
+    """
+    good, accept = columns["kind"] == GOOD, columns["accept"].astype(bool)
+    return {
+        "good accepted": _mean(accept[good]),
+        "bad accepted": _mean(accept[~good]),
+        "bad of pasted": _mean(~good),
+        "bad of accepted": _mean(~good[accept]),
+    }
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else np.nan

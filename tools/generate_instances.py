@@ -35,16 +35,16 @@ from gal_d2.errors import UserError
 from gal_d2.generation.build import (
     build_cutter,
     build_generator,
+    build_pipeline,
     build_prompts,
     build_store,
     category_names,
     check_options,
-    draws_alpha,
     generation_recipe,
     load_generation_categories,
 )
 from gal_d2.generation.journal import DropStatistics, Journal, Outcome
-from gal_d2.generation.pipeline import InstancePipeline, PoolStore
+from gal_d2.generation.pipeline import PoolStore
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner
 from gal_d2.generation.work import WorkUnit, plan_work
@@ -199,9 +199,7 @@ def in_this_process(
     """Do the units one after the other."""
     if not units:
         return
-    generator = build_generator(cfg, categories)
-    cutter = build_cutter(cfg, categories, draws_alpha=draws_alpha(generator))
-    pipeline = InstancePipeline(generator, cutter, store)
+    pipeline = build_pipeline(cfg, categories, store)
     for unit in units:
         yield pipeline.run(unit.requests)
     total = sum(pipeline.seconds.values())

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from gal_d2.errors import UserError
 
 GOOD = "good"
-BAD_KINDS = ("wrong_object", "noise", "misplaced_mask")
 DEFAULT_FILE = Path("datasets/miniature/pool_truth.parquet")
 
 
@@ -21,7 +20,7 @@ class PoolTruth:
 
     Attributes:
         pool_id: (N,) int64.
-        kind: (N,) str, ``GOOD`` or one of ``BAD_KINDS``.
+        kind: (N,) str, one of :data:`gal_d2.data.miniature.KINDS`.
         ambiguous: (N,) bool, whether the pool confuses its category with a similar one.
     """
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from gal_d2.data.augmentation import locate
 from gal_d2.data.copy_paste import PasteOptions, paste_cutouts, prepare_paste
+from gal_d2.data.fields import InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
@@ -20,7 +21,6 @@ from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_PASTED = 1  # value of the field `instance_source`, as the training mapper has it
 _MAX_TRIES = 10  # real images that are tried in turn where one cannot be read
 
 
@@ -138,7 +138,7 @@ def _one_instance(
         instances.gt_boxes = to_boxes([mask])
         instances.gt_masks = to_bit_masks([mask], *shape)
     instances.gt_classes = torch.tensor([class_index])
-    instances.instance_source = torch.tensor([_PASTED])
+    instances.instance_source = torch.tensor([int(InstanceSource.PASTED)])
     instances.pool_id = torch.tensor([pool_id])
     return instances
 

@@ -209,21 +209,19 @@ def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
 
 
 def build_filters(
-    cfg: CfgNode, categories: Sequence[Category], clip: ClipScorer | None = None
+    cfg: CfgNode, categories: Sequence[Category], clip: ClipScorer | None
 ) -> list[InstanceFilter]:
     """The filters of ``GAL.GENERATOR.FILTER.NAMES``, in order.
 
     Args:
         cfg: the whole config.
         categories: of the data set.
-        clip: for the filters that need it; loaded if it is not given.
+        clip: for the filters that need it.
 
     Raises:
-        UserError: one is unknown, or its model cannot be loaded.
+        UserError: a model cannot be loaded.
     """
     options = cfg.GAL.GENERATOR.FILTER
-    if clip is None and {"clip_text", "clip_image"} & set(options.NAMES):
-        clip = build_clip(cfg)
     builders = {
         "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
         "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
@@ -324,13 +322,13 @@ def build_cutter(
     )
 
 
-def build_store(cfg: CfgNode, root: str | None = None) -> PoolStore:
-    """The pool that generated instances go to: ``root``, by default ``GAL.POOL.ROOT``.
+def build_store(cfg: CfgNode) -> PoolStore:
+    """The pool that generated instances go to, ``GAL.POOL.ROOT``.
 
     Raises:
         UserError: none is named, or it cannot be written to.
     """
-    root = root or cfg.GAL.POOL.ROOT
+    root = cfg.GAL.POOL.ROOT
     if not root:
         raise UserError(
             "GAL.POOL.ROOT is empty: name the folder of the pool that generated instances go to."
@@ -339,23 +337,21 @@ def build_store(cfg: CfgNode, root: str | None = None) -> PoolStore:
 
 
 def build_pipeline(
-    cfg: CfgNode, categories: Sequence[Category] | None = None, *, root: str | None = None
+    cfg: CfgNode, categories: Sequence[Category], store: PoolStore | None = None
 ) -> InstancePipeline:
     """All of generation, in this process.
 
     Args:
         cfg: the whole config.
-        categories: of the data set; by default they are read from the training set's annotations.
-        root: the pool's folder; by default ``GAL.POOL.ROOT``.
+        categories: of the data set.
+        store: where instances go; by default :func:`build_store`'s.
 
     Raises:
         UserError: an option is wrong, a model is missing, or the pool cannot be written to.
     """
-    if categories is None:
-        categories = load_generation_categories(cfg)
     generator = build_generator(cfg, categories)
     cutter = build_cutter(cfg, categories, draws_alpha=draws_alpha(generator))
-    return InstancePipeline(generator, cutter, build_store(cfg, root))
+    return InstancePipeline(generator, cutter, store or build_store(cfg))
 
 
 def draws_alpha(generator: InstanceGenerator) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gal_d2.generation.hub import load_pretrained, require_package
+from gal_d2.generation.hub import load_transformer
 
 
 class ClipScorer:
@@ -36,10 +36,10 @@ class ClipScorer:
             UserError: transformers or the model is missing.
         """
         key = "GAL.GENERATOR.FILTER.CLIP.MODEL"
-        transformers = require_package("transformers", key)
-        clip = load_pretrained(transformers.CLIPModel, model, key, use_safetensors=True)
-        processor = load_pretrained(transformers.CLIPProcessor, model, key)
-        return cls(clip.to(device, dtype), processor, batch_size=batch_size)
+        loaded = load_transformer(
+            "CLIPModel", "CLIPProcessor", model, key, device=device, dtype=dtype
+        )
+        return cls(*loaded, batch_size=batch_size)
 
     @torch.no_grad()
     def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:

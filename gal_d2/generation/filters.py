@@ -8,6 +8,7 @@ within the group.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -55,11 +56,35 @@ class InstanceFilter(Protocol):
         ...
 
 
-class AreaFilter:
+class _ShareFilter(ABC):
+    """A check of where the object lies in its image, by some share of it.
+
+    Cut-outs that come finished have no image around them, and pass.
+    """
+
+    minimum = 0.0
+    maximum: float
+
+    @abstractmethod
+    def share(self, mask: np.ndarray) -> float:
+        """What is compared with the bounds; ``mask`` is (H, W) bool."""
+
+    def check(self, group: Sequence[Candidate]) -> list[Verdict]:
+        """See :class:`InstanceFilter`."""
+        verdicts = []
+        for candidate in group:
+            if candidate.image.finished:
+                verdicts.append(Verdict(math.nan, True))
+                continue
+            share = self.share(candidate.mask)
+            verdicts.append(Verdict(share, self.minimum <= share <= self.maximum))
+        return verdicts
+
+
+class AreaFilter(_ShareFilter):
     """The object covers neither too little nor too much of the image.
 
-    The score is the share of the image's pixels. Cut-outs that come finished have no image around
-    them, and pass.
+    The score is the share of the image's pixels.
 
     Args:
         minimum, maximum: bounds of the share, inclusive (published: 0.05 and 0.95).
@@ -71,23 +96,14 @@ class AreaFilter:
         self.minimum = minimum
         self.maximum = maximum
 
-    def check(self, group: Sequence[Candidate]) -> list[Verdict]:
-        """See :class:`InstanceFilter`."""
-        verdicts = []
-        for candidate in group:
-            if candidate.image.finished:
-                verdicts.append(Verdict(math.nan, True))
-                continue
-            share = float(candidate.mask.mean())
-            verdicts.append(Verdict(share, self.minimum <= share <= self.maximum))
-        return verdicts
+    def share(self, mask: np.ndarray) -> float:
+        return float(mask.mean())
 
 
-class TruncationFilter:
+class TruncationFilter(_ShareFilter):
     """The object is not cut off by the border of the image.
 
-    The score is the share of the object's outline that lies on the border. Cut-outs that come
-    finished pass.
+    The score is the share of the object's outline that lies on the border.
 
     Args:
         maximum: the largest share that passes. Above 0, since a tip that just touches is no harm.
@@ -98,16 +114,8 @@ class TruncationFilter:
     def __init__(self, maximum: float = 0.05) -> None:
         self.maximum = maximum
 
-    def check(self, group: Sequence[Candidate]) -> list[Verdict]:
-        """See :class:`InstanceFilter`."""
-        verdicts = []
-        for candidate in group:
-            if candidate.image.finished:
-                verdicts.append(Verdict(math.nan, True))
-                continue
-            share = border_share(candidate.mask)
-            verdicts.append(Verdict(share, share <= self.maximum))
-        return verdicts
+    def share(self, mask: np.ndarray) -> float:
+        return border_share(mask)
 
 
 def border_share(mask: np.ndarray) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from gal_d2.errors import UserError
 
 
@@ -68,3 +70,28 @@ def load_pretrained(
         raise UserError(f"{key} is '{model}', which cannot be loaded ({reason}): {remedy}.") from (
             error
         )
+
+
+def load_transformer(
+    model_class: str,
+    processor_class: str,
+    model: str,
+    key: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Any, Any]:
+    """A model of transformers, on its device, and its processor.
+
+    Args:
+        model_class, processor_class: names in transformers.
+        model, key: as for :func:`load_pretrained`.
+        device, dtype: of the model.
+
+    Raises:
+        UserError: transformers or the model is missing, or it is of another kind.
+    """
+    transformers = require_package("transformers", key)
+    loaded = load_pretrained(getattr(transformers, model_class), model, key, use_safetensors=True)
+    processor = load_pretrained(getattr(transformers, processor_class), model, key)
+    return loaded.to(device, dtype), processor

@@ -19,7 +19,7 @@ from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutting import on_white
 from gal_d2.generation.filters import Candidate, Verdict
-from gal_d2.generation.hub import load_pretrained, require_package
+from gal_d2.generation.hub import load_transformer
 from gal_d2.generation.pipeline import TextSimilarity
 from gal_d2.generation.prompts import PHOTO_TEMPLATE
 
@@ -242,12 +242,15 @@ class VisionLanguageFilter:
             UserError: transformers or the model is missing, or it is of another kind.
         """
         key = "GAL.GENERATOR.FILTER.VLM.MODEL"
-        transformers = require_package("transformers", key)
-        vlm = load_pretrained(
-            transformers.AutoModelForImageTextToText, model, key, use_safetensors=True
+        loaded = load_transformer(
+            "AutoModelForImageTextToText",
+            "AutoProcessor",
+            model,
+            key,
+            device=device,
+            dtype=dtype,
         )
-        processor = load_pretrained(transformers.AutoProcessor, model, key)
-        return cls(vlm.to(device, dtype), processor, **options)
+        return cls(*loaded, **options)
 
     def check(self, group: Sequence[Candidate]) -> list[Verdict]:
         """See :class:`gal_d2.generation.filters.InstanceFilter`."""

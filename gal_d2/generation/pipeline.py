@@ -307,7 +307,7 @@ class InstancePipeline:
         seconds: time spent by stage, "generate", "cut" and "store".
 
     Example:
-        >>> with build_pipeline(cfg) as pipeline:
+        >>> with build_pipeline(cfg, categories) as pipeline:
         ...     outcomes = pipeline.run([prompts.request(12, index) for index in range(8)])
     """
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import GenerationRequest
-from gal_d2.generation.hub import load_pretrained, require_package
+from gal_d2.generation.hub import load_transformer, require_package
 
 
 class RembgSegmenter:
@@ -126,12 +126,15 @@ class ClipSegSegmenter:
             UserError: transformers or the model is missing.
         """
         key = "GAL.GENERATOR.SEGMENTER.CLIPSEG.MODEL"
-        transformers = require_package("transformers", key)
-        clipseg = load_pretrained(
-            transformers.CLIPSegForImageSegmentation, model, key, use_safetensors=True
+        loaded = load_transformer(
+            "CLIPSegForImageSegmentation",
+            "CLIPSegProcessor",
+            model,
+            key,
+            device=device,
+            dtype=dtype,
         )
-        processor = load_pretrained(transformers.CLIPSegProcessor, model, key)
-        return cls(clipseg.to(device, dtype), processor, batch_size=batch_size)
+        return cls(*loaded, batch_size=batch_size)
 
     @torch.no_grad()
     def segment(
@@ -195,10 +198,10 @@ class SamBackgroundSegmenter:
             UserError: transformers or the model is missing.
         """
         key = "GAL.GENERATOR.SEGMENTER.SAM.MODEL"
-        transformers = require_package("transformers", key)
-        sam = load_pretrained(transformers.SamModel, model, key, use_safetensors=True)
-        processor = load_pretrained(transformers.SamProcessor, model, key)
-        return cls(sam.to(device, dtype), processor, margin=margin, batch_size=batch_size)
+        loaded = load_transformer(
+            "SamModel", "SamProcessor", model, key, device=device, dtype=dtype
+        )
+        return cls(*loaded, margin=margin, batch_size=batch_size)
 
     @torch.no_grad()
     def segment(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
 
@@ -12,6 +12,17 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.timm_backbone import TimmBackbone
 
 STRIDES = [4, 8, 16, 32]
+
+
+def small_config(*options) -> CfgNode:
+    """An FPN on a small timm model, without pretrained weights."""
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+    cfg.MODEL.TIMM.NAME = "resnet10t"
+    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.merge_from_list(list(options))
+    return cfg
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "swin_tiny_patch4_window7_224"])
@@ -23,25 +34,14 @@ def test_feature_maps_have_the_promised_shapes(name):
 
 
 def test_one_key_builds_an_fpn_on_it():
-    cfg = get_cfg()
-    add_gal_config(cfg)
-    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
-    cfg.MODEL.TIMM.NAME = "resnet10t"
-    cfg.MODEL.TIMM.PRETRAINED = False
-    features = build_backbone(cfg)(torch.zeros(1, 3, 64, 64))
+    features = build_backbone(small_config())(torch.zeros(1, 3, 64, 64))
     assert {k: v.shape[-1] for k, v in features.items()} == {
         "p2": 16, "p3": 8, "p4": 4, "p5": 2, "p6": 1
     }  # fmt: skip
 
 
 def test_stages_beyond_the_last_stride_are_not_built():
-    cfg = get_cfg()
-    add_gal_config(cfg)
-    cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
-    cfg.MODEL.TIMM.NAME = "resnet10t"
-    cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.MODEL.TIMM.STRIDES = [4, 8]
-    backbone = build_backbone(cfg)
+    backbone = build_backbone(small_config("MODEL.TIMM.STRIDES", [4, 8]))
     features = backbone(torch.zeros(1, 3, 64, 64))
     assert {k: v.shape[-1] for k, v in features.items()} == {"p2": 16, "p3": 8}
     stages = [name for name in backbone.bottom_up.model if name.startswith("layer")]
