@@ -26,7 +26,13 @@ from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
 from gal_d2.engine.launch import run_distributed_tool
-from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
+from gal_d2.engine.offline import (
+    OfflineOptions,
+    add_scoring_arguments,
+    open_pool,
+    score_pool,
+    scores_digest,
+)
 from gal_d2.engine.setup import argument_parser, load_config, resolve_datasets, setup
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
@@ -42,6 +48,9 @@ TEXTS = ("prompt", "model", "generator")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argument_parser(epilog=__doc__)
     add_scoring_arguments(parser)
+    parser.add_argument(
+        "--ledger", type=Path, help="rank by what this ledger has (default: score with the model)"
+    )
     parser.add_argument("--top", type=int, default=8, help="cut-outs in each row (%(default)s)")
     parser.add_argument(
         "--by", default=COMBINED, help="combined, a head's name, phi or loss (%(default)s)"
@@ -77,9 +86,12 @@ def main(args: argparse.Namespace) -> None:
         category_id, name = resolve_category(cfg, args.category)
         pool, _ = open_pool(cfg, [category_id])
         source = "/".join(Path(cfg.MODEL.WEIGHTS).parts[-2:])
-        folder = Path(cfg.OUTPUT_DIR) / "ranking" / f"{slug(name)}_scores"
         options = OfflineOptions.from_arguments(cfg, args)
-        score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
+        model = GALTrainer.load_model(cfg)
+        # A folder for each model and set of options: a model that was trained anew is no mistake.
+        folder = Path(cfg.OUTPUT_DIR) / "ranking/scores"
+        folder /= f"{slug(name)}-{scores_digest(cfg, model, options)}"
+        score_pool(cfg, model, folder, options)
     if comm.is_main_process():
         title = f"{name}: cut-outs ranked by {Path(args.config_file).stem}, {source}"
         output = args.output or Path(cfg.OUTPUT_DIR) / "ranking"
@@ -141,7 +153,9 @@ def write(
 def with_sources(table: pa.Table, pool: InstancePool) -> pa.Table:
     """The ranking with where each cut-out came from."""
     metadata = pool.metadata(["pool_id", *TEXTS, "seed"])
-    return table.join(metadata, "pool_id").sort_by([("rank", "ascending")])
+    return table.join(metadata, "pool_id").sort_by(
+        [("rank", "ascending"), ("pool_id", "ascending")]
+    )
 
 
 def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):

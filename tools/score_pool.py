@@ -28,6 +28,9 @@ logger = logging.getLogger("gal_d2")
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argument_parser(epilog=__doc__)
     add_scoring_arguments(parser)
+    parser.add_argument(
+        "--ledger", type=Path, help="folder of the scores (default: OUTPUT_DIR/pool_scores)"
+    )
     return parser.parse_args(arguments)
 
 

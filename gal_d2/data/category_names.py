@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 
 from gal_d2.errors import UserError
+
+_PARENTHESES = re.compile(r"\(.*?\)")
 
 
 class CategoryNames:
     """Resolves what people write for a category ("bun", "Sandal (type of shoe)", "12") to its id.
 
     An exact name comes first, then a name up to case, spaces and underscores, then a synonym that
-    only one category has, then the id.
+    only one category has, then a name without its part in parentheses ("sandal" for
+    "sandal_(type_of_shoe)") that only one has, then the id.
 
     Args:
         categories: dicts with "id" and "name", and "synonyms" (list of names) where there are any.
@@ -50,13 +54,14 @@ class CategoryNames:
         self.ids = sorted(self.names)
         self._by_exact_name = {name: i for i, name in self.names.items()}
         plain: dict[str, set[int]] = {}
+        short: dict[str, set[int]] = {}
         for i, name in self.names.items():
             plain.setdefault(_plain(name), set()).add(i)
-        # Names shadow synonyms; what stays ambiguous is not guessed.
+            short.setdefault(_plain(_PARENTHESES.sub("", name)), set()).add(i)
+        # Names shadow synonyms, and these short names; what stays ambiguous is not guessed.
+        self._owners = {**short, **synonyms, **plain}
         self._by_plain_name = {
-            name: next(iter(owners))
-            for name, owners in {**synonyms, **plain}.items()
-            if len(owners) == 1
+            name: next(iter(owners)) for name, owners in self._owners.items() if len(owners) == 1
         }
 
     @classmethod
@@ -85,8 +90,10 @@ class CategoryNames:
 
     def nearest(self, text: str, count: int = 3) -> list[str]:
         """Names of the categories that look most like ``text``, best first; perhaps none."""
-        matches = difflib.get_close_matches(_plain(text), self._by_plain_name, n=count)
-        return list(dict.fromkeys(self.names[self._by_plain_name[match]] for match in matches))
+        matches = difflib.get_close_matches(_plain(text), self._owners, n=count)
+        # An ambiguous name stands for all that have it.
+        owners = (i for match in matches for i in sorted(self._owners[match]))
+        return list(dict.fromkeys(self.names[i] for i in owners))[:count]
 
     def resolve_all(self, texts: Iterable[str], option: str) -> list[int]:
         """The ids of several categories, in order, each once.

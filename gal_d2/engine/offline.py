@@ -115,16 +115,13 @@ class OfflineOptions:
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :meth:`OfflineOptions.from_arguments`, and ``--ledger``."""
+    """The options of :meth:`OfflineOptions.from_arguments`."""
     default = OfflineOptions()
     parser.add_argument(
         "--category",
         action="append",
         metavar="NAME",
         help="name, synonym or id; can be given several times (default: all)",
-    )
-    parser.add_argument(
-        "--ledger", type=Path, help="folder of the scores (default: OUTPUT_DIR/pool_scores)"
     )
     parser.add_argument(
         "--split",
@@ -278,7 +275,7 @@ class _OfflinePass:
 
     def load_or_learn_directions(self, path: Path) -> None:
         """Restore the directions that an earlier run made, or make them and keep them."""
-        made_with = self._made_with()
+        made_with = _made_with(self.cfg, self.model, self.options)
         if path.is_file():
             stored = torch.load(path, map_location="cpu", weights_only=True)
             different = [key for key in made_with if stored["made_with"].get(key) != made_with[key]]
@@ -296,20 +293,6 @@ class _OfflinePass:
             temporary = path.with_name(f".{path.name}.tmp")
             torch.save({"made_with": made_with, "scorer": self.scorer.state_dict()}, temporary)
             os.replace(temporary, path)
-
-    def _made_with(self) -> dict[str, str]:
-        """What the scores depend on, as text."""
-        options, cfg = self.options, self.cfg
-        return {
-            "MODEL.WEIGHTS": _weights_digest(self.model),
-            "GAL.SCORER": str(cfg.GAL.SCORER),
-            "GAL.COPY_PASTE": str(PasteOptions.from_config(cfg)),
-            "--category": str(None if options.categories is None else self.categories),
-            "--split": f"{options.split} {tuple(cfg.DATASETS[SPLITS[options.split]])}",
-            "--per-category": str(options.per_category),
-            "--candidates": str(options.candidates),
-            "--seed": str(options.seed),
-        }
 
     def _learn_directions(self) -> None:
         options = self.options
@@ -507,6 +490,27 @@ def scored_placements(folder: Path) -> np.ndarray:
                 np.stack([table[name].to_numpy() for name in ("pool_id", "placement")], axis=1)
             )
     return np.concatenate(parts)
+
+
+def scores_digest(cfg: CfgNode, model: nn.Module, options: OfflineOptions) -> str:
+    """Eight hex digits that are the same for scores that may stand in one folder."""
+    made_with = repr(sorted(_made_with(cfg, model, options).items()))
+    return hashlib.blake2b(made_with.encode(), digest_size=4).hexdigest()
+
+
+def _made_with(cfg: CfgNode, model: nn.Module, options: OfflineOptions) -> dict[str, str]:
+    """What the scores depend on, as text."""
+    categories = options.categories
+    return {
+        "MODEL.WEIGHTS": _weights_digest(model),
+        "GAL.SCORER": str(cfg.GAL.SCORER),
+        "GAL.COPY_PASTE": str(PasteOptions.from_config(cfg)),
+        "--category": str(None if categories is None else sorted(categories)),
+        "--split": f"{options.split} {tuple(cfg.DATASETS[SPLITS[options.split]])}",
+        "--per-category": str(options.per_category),
+        "--candidates": str(options.candidates),
+        "--seed": str(options.seed),
+    }
 
 
 def _keys(pool_ids: np.ndarray, number: int) -> np.ndarray:

@@ -158,7 +158,10 @@ def _row(cut_out: RankedCutOut, thumbnail: int) -> str:
         _number(cut_out.rank, "d"),
         f"<td class=c>{_thumbnail(cut_out.rgba, thumbnail)}</td>",
         _number(cut_out.value),
-        *(_number(value) for value in cut_out.numbers.values()),
+        *(
+            _number(value, "d" if isinstance(value, int) else "+.3f")
+            for value in cut_out.numbers.values()
+        ),
         f"<td data-k={len(cut_out.history)}>{_history(cut_out.history)}</td>",
         *(f"<td>{html.escape(text)}</td>" for text in cut_out.texts.values()),
         f"<td class=i>{cut_out.pool_id}</td>",

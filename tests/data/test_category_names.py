@@ -46,6 +46,22 @@ def test_ids_and_names() -> None:
     assert names.names[3] == "sandal_(type_of_shoe)"
 
 
+def test_without_the_part_in_parentheses() -> None:
+    names = CategoryNames(
+        [
+            {"id": 1, "name": "sandal_(type_of_shoe)"},
+            {"id": 2, "name": "bow_(weapon)"},
+            {"id": 3, "name": "bow_(decorative_ribbons)"},
+            {"id": 4, "name": "bat_(animal)"},
+            {"id": 5, "name": "club", "synonyms": ["bat"]},
+        ]
+    )
+    assert names.resolve("Sandal") == 1
+    assert names.resolve("bow") is None  # of two
+    assert names.nearest("bow")[:2] == ["bow_(weapon)", "bow_(decorative_ribbons)"]
+    assert names.resolve("bat") == 5  # a synonym comes first
+
+
 def test_nearest() -> None:
     names = CategoryNames(CATEGORIES)
     assert names.nearest("bunn") == ["bun"]

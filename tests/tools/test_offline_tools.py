@@ -17,7 +17,9 @@ from small_offline import build_model, configure
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter, read_allow_list
 from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
-from gal_d2.scoring.ledger import Ledger
+from gal_d2.scoring.acceptance import Decision
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
 QUICK = ["--per-category", "2", "--candidates", "2", "--placements", "1", "--batch-size", "4"]
 
@@ -104,7 +106,80 @@ def test_ranking_with_a_model_scores_first(workplace, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [
         *(".csv", ".html", ".parquet", ".png")
     ]
-    assert Ledger(workplace.output / "ranking/almond_scores").num_rows == 2
+    (folder,) = (workplace.output / "ranking/scores").glob("almond-*")
+    assert Ledger(folder).num_rows == 2
+
+
+def test_ranking_with_a_model_that_was_trained_anew(workplace, tmp_path):
+    state = torch.load(workplace.weights)["model"]
+    scores = workplace.output / "ranking/scores"
+    before = set(scores.glob("*"))
+    for number in (1, 2, 2):  # the second time with the same one nothing is scored
+        name = "roi_heads.box_predictor.cls_score.bias"
+        torch.save({"model": state | {name: state[name] + number}}, tmp_path / "model.pth")
+        workplace.with_config(
+            "rank_instances",
+            *(*QUICK, "--category", "almond", "--output", str(tmp_path / "ranking")),
+            *("MODEL.WEIGHTS", str(tmp_path / "model.pth")),
+        )
+    assert [Ledger(folder).num_rows for folder in set(scores.glob("*")) - before] == [2, 2]
+
+
+@pytest.fixture
+def training_ledger(workplace, tmp_path) -> tuple[Path, list[int]]:
+    """Of a training that saw the category's two cut-outs twice, and could not score one of them."""
+    pool_ids = InstancePool("datasets/lvis_pool").ids(1).tolist()
+    with LedgerWriter(tmp_path / "ledger", category_ids=[1], category_frequency=["c"]) as writer:
+        for step, accept in ((0, True), (5, False)):
+            contribution = Contribution(
+                pool_id=torch.tensor(pool_ids),
+                image_index=torch.tensor([0, 0]),
+                gt_class=torch.tensor([0, 0]),
+                phi=torch.tensor([0.1, torch.nan]),
+                score=torch.tensor([0.5 - 0.1 * step, torch.nan]),
+                head_score={"box": torch.tensor([0.5, torch.nan])},
+                head_loss={"box": torch.tensor([1.0, torch.nan])},
+                num_rois=torch.tensor([1, 0]),
+            )
+            decision = Decision.uniform(torch.tensor([accept, accept]), "calibrated")
+            writer.append(step, contribution, decision, [3])
+    return tmp_path / "ledger", pool_ids
+
+
+def test_the_ledger_of_a_training(workplace, training_ledger, tmp_path, capsys):
+    ledger, pool_ids = training_ledger
+    workplace.with_config(
+        "rank_instances",
+        *("--ledger", str(ledger), "--category", "aerosol_can", "--output", str(tmp_path)),
+    )
+    table = pq.read_table(tmp_path / "aerosol_can.parquet")
+    assert table["pool_id"].to_pylist() == pool_ids and table["rank"].to_pylist() == [1, None]
+    assert table["value"][0].as_py() == pytest.approx(0.25)
+    page = (tmp_path / "aerosol_can.html").read_text()
+    assert "step 0: +0.500, accepted" in page and "step 5: +0.000, rejected" in page
+    workplace.call(
+        "filter_pool",
+        *("--pool", "datasets/lvis_pool", "--ledger", str(ledger), "--quantile", "0.5"),
+        *("--allow-list", str(tmp_path / "list")),
+    )
+    assert "kept 1 of 8 cut-outs, 1 of which had a score" in capsys.readouterr().out
+    assert read_allow_list(tmp_path / "list").tolist() == pool_ids[:1]
+
+
+def test_an_empty_pool(scores, workplace, tmp_path):
+    (tmp_path / "pool").mkdir()
+    root = ("GAL.POOL.ROOT", str(tmp_path / "pool"))
+    with pytest.raises(UserError, match="has no cut-outs; fill it with"):
+        workplace.with_config("score_pool", *QUICK, *root, weights=True)
+    with pytest.raises(UserError, match="has no cut-outs; fill it with"):
+        workplace.with_config(
+            "rank_instances", "--ledger", str(scores), "--category", "almond", *root
+        )
+    with pytest.raises(UserError, match="has no cut-outs; fill it with"):
+        workplace.call(
+            "filter_pool",
+            *("--pool", root[1], "--top", "1", "--allow-list", str(tmp_path / "list")),
+        )
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def ranked(count: int) -> list[RankedCutOut]:
             k + 1,
             1.0 - 0.5 * k,
             900 + k,
-            {"box score": 0.25, "mask loss": None},
+            {"box score": 0.25, "mask loss": None, "exposures": 3},
             {"prompt": f"a <bun> & {k}"},
             [(3, 0.5, True), (9, 0.75, False), (11, None, True)],
         )
@@ -86,11 +86,13 @@ def test_the_page_needs_no_other_file(tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     headings = re.findall(r"<th>(.*?)</th>", page)
     assert headings == [
-        *("rank", "cut-out", "combined", "box score", "mask loss", "history", "prompt", "pool id")
+        *("rank", "cut-out", "combined", "box score", "mask loss", "exposures"),
+        *("history", "prompt", "pool id"),
     ]
     rows = re.findall(r"<tr><td.*?</tr>", page)
     assert len(rows) == 3 and all(row.count("<td") == len(headings) for row in rows)
     assert '<td class=n data-k="0.5">+0.500</td>' in rows[1]
+    assert '<td class=n data-k="3">3</td>' in rows[0]  # a count has no sign, nor decimals
     assert rows[0].count("<circle") == 2  # an exposure without a score has no dot
     assert "step 9: +0.750, rejected" in rows[0]
     encoded = re.search(r"data:image/webp;base64,([^\"]+)", rows[0]).group(1)
