@@ -9,11 +9,13 @@
     benchmarks/scoring.py all
     benchmarks/scoring.py all --document docs/scoring.md --output docs/images/scoring_cost.png
                                     ... and puts the tables into that document
+    benchmarks/scoring.py step --device cuda --image 800 --batch 4 --dtype float16
+                                    the step as users train; --document as well
 
 Random weights and images: the cost does not depend on what is seen, except that a random RPN finds
 few objects, so that the step compared with is cheaper, and the ratio higher, than later in
-training. Times are CPU time of one thread, given as ratios; what is compared alternates within one
-run. Limits
+training. Times are CPU time of one thread, on a GPU the time until it has done everything, given as
+ratios; what is compared alternates within one run. Limits
 (exit status 1 if one is missed; not with --quick): a step with scoring costs at most 1.15 times the
 step without, and cost grows at most linearly.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import platform
@@ -64,7 +67,7 @@ COMMAND = "benchmarks/scoring.py"
 DATASET = "scoring_benchmark"
 MAX_STEP_RATIO = 1.15
 MAX_EXPONENT = 1.0
-BATCH = 2
+BATCH = 2  # of the sections heads and growth
 NUM_REAL = 8  # of an image, in all sections
 STRIDES = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 QUICK_MODEL = (
@@ -81,6 +84,9 @@ class Sizes:
     """What is measured; :data:`QUICK` is only good for seeing that it runs."""
 
     image: int = 320  # pixels
+    batch: int = BATCH  # images of a training step
+    device: str = "cpu"  # of the training step, and the type that it computes in
+    dtype: torch.dtype = torch.float32
     classes: int = 80
     pastes: int = 10  # of an image
     rounds: int = 7  # of the training step
@@ -109,11 +115,11 @@ QUICK = Sizes(
 
 
 def build_config(sizes: Sizes, num_classes: int, *options: str) -> CfgNode:
-    """Mask R-CNN R50-FPN with random weights on the CPU; ``options`` as on a command line."""
+    """Mask R-CNN R50-FPN with random weights; ``options`` as on a command line."""
     return load_config(
         str(REPOSITORY / "configs" / "Base-RCNN-FPN.yaml"),
         [
-            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
+            *("MODEL.DEVICE", sizes.device, "MODEL.WEIGHTS", ""),
             # Without the statistics of pretrained weights raw pixels would overflow.
             *("MODEL.PIXEL_STD", "[57.375,57.12,58.395]"),
             *("MODEL.ROI_HEADS.NUM_CLASSES", str(num_classes)),
@@ -191,6 +197,15 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def seconds_until_done(function: Callable[[], object]) -> float:
+    """Until the GPU has computed what the function asks of it, and nothing before it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def alternate(variants: Mapping, repeats: int) -> dict:
     """(repeats,) CPU seconds of each variant, taking turns; one round more is left out."""
     seconds = {name: [] for name in variants}
@@ -234,10 +249,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence]) -> None:
 
 
 VARIANTS = ("without", "with", "published")
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
-    """CPU seconds of a step, by round.
+    """Seconds of a step, by round: of CPU time, or on a GPU until it is done.
 
     Returns:
         By variant, (rounds,): ``without`` scoring, ``with`` it, with the ``published`` recipe; and
@@ -245,6 +261,7 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
         instances the last scoring had.
     """
     rng = np.random.default_rng(0)
+    measure = cpu_seconds if sizes.device == "cpu" else seconds_until_done
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         categories = [
             {"id": c + 1, "name": f"class {c}", "frequency": "rcf"[c % 3], "image_count": 100}
@@ -264,24 +281,24 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
         # It accepts whatever it finds: all three train on the same images.
         unit = ("GAL.ACCEPT.UNIT", "batch", "GAL.ACCEPT.POLICY", "threshold")
         cfg = build_config(sizes, sizes.classes, *data, *unit, "GAL.ACCEPT.THRESHOLD", "-1.0")
-        batch_judge = BatchJudge(cfg, model, seed=0)
+        half = None if sizes.dtype == torch.float32 else sizes.dtype
+        batch_judge = BatchJudge(cfg, model, seed=0, autocast_dtype=half)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
         judging: dict[str, list[float]] = {"scoring": [], "deciding": []}
 
         def timed_judge(*inputs):
-            start = time.process_time()
-            rejected = judge(*inputs)
-            judging["scoring"].append(time.process_time() - start)
+            rejected = []
+            seconds = measure(lambda: rejected.extend(judge(*inputs)))
+            judging["scoring"].append(seconds)
             return rejected
 
         def step(batch: list[dict], number: int, variant: str) -> None:
             heads.judge = timed_judge if variant == "with" else None
             if variant == "published":
-                start = time.process_time()
-                batch_judge.start_step(number, batch)
-                judging["deciding"].append(time.process_time() - start)
+                judging["deciding"].append(measure(lambda: batch_judge.start_step(number, batch)))
             torch.manual_seed(number)  # the same proposals are sampled in all variants
-            losses = model(batch)
+            with torch.autocast(sizes.device, sizes.dtype, sizes.dtype != torch.float32):
+                losses = model(batch)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
@@ -292,7 +309,7 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
             judge.start_step(number, batch)
             first = number % len(VARIANTS)
             for name in VARIANTS[first:] + VARIANTS[:first]:
-                seconds[name].append(cpu_seconds(lambda b=batch, n=number, v=name: step(b, n, v)))
+                seconds[name].append(measure(lambda b=batch, n=number, v=name: step(b, n, v)))
         known = judge.verdict.contribution.score.isfinite()
         if not known.all() or not np.isfinite(batch_judge.decision.cosine):
             raise RuntimeError(f"{(~known).sum()} instances have no score: nothing was measured.")
@@ -318,8 +335,8 @@ def make_batch(rng: np.random.Generator, sizes: Sizes) -> list[dict]:
         }
 
     return [
-        {**sample(index, sizes.pastes), "probe": [sample(BATCH + index, 0)]}
-        for index in range(BATCH)
+        {**sample(index, sizes.pastes), "probe": [sample(sizes.batch + index, 0)]}
+        for index in range(sizes.batch)
     ]
 
 
@@ -327,7 +344,7 @@ def report_step(sizes: Sizes) -> bool:
     seconds, relabelled = measure_step(sizes)
     without = np.median(seconds["without"])
     print(
-        f"Training step, {sizes.image} px, batch {BATCH}, {NUM_REAL} real and {sizes.pastes} "
+        f"Training step, {sizes.image} px, batch {sizes.batch}, {NUM_REAL} real and {sizes.pastes} "
         f"pasted instances an image, {sizes.classes} classes, {relabelled} relabelled rows; for "
         f"the published recipe one probe image with {NUM_REAL} instances for each training image. "
         f"Median of {sizes.rounds} rounds.\n"
@@ -551,13 +568,16 @@ class Tee(io.TextIOBase):
         self._stdout.flush()
 
 
-def machine() -> str:
+def machine(sizes: Sizes) -> str:
     """What the figures were measured on."""
+    software = f"torch {torch.__version__.split('+')[0]}, {str(sizes.dtype).partition('.')[2]}"
+    if sizes.device == "cuda":
+        return f"one GPU ({torch.cuda.get_device_name()}), {software}"
     name = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
-    return f"one thread of a CPU ({name}), torch {torch.__version__.split('+')[0]}, fp32"
+    return f"one thread of a CPU ({name}), {software}"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -573,9 +593,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             section.add_argument(
                 "--output", type=Path, default=Path("output/benchmarks/scoring.png"), help="plot"
             )
-        if name == "all":
+        if name in ("step", "all"):
             section.add_argument(
                 "--document", type=Path, help="Markdown file to put the tables into"
+            )
+        if name == "step":
+            section.add_argument("--device", choices=("cpu", "cuda"), default=FULL.device)
+            section.add_argument("--image", type=int, help="side of the images, pixels")
+            section.add_argument("--batch", type=int, help="images of a step")
+            section.add_argument(
+                "--dtype", choices=DTYPES, default="float32", help="of autocast (%(default)s)"
             )
     memory = sections.add_parser("memory", parents=[quick], help="one figure of `heads`, in MB")
     memory.add_argument("method", choices=METHODS)
@@ -586,6 +613,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
     sizes = QUICK if arguments.quick else FULL
+    command = COMMAND
+    if arguments.section == "step":
+        command = f"{COMMAND} step --device {arguments.device}"
+        sizes = dataclasses.replace(
+            sizes,
+            image=arguments.image or sizes.image,
+            batch=arguments.batch or sizes.batch,
+            device=arguments.device,
+            dtype=getattr(torch, arguments.dtype),
+        )
     if arguments.section == "memory":
         print(peak_memory(sizes, arguments.method, arguments.instances))
         return 0
@@ -597,12 +634,12 @@ def main(arguments: argparse.Namespace) -> int:
     chosen = list(reports) if arguments.section == "all" else [arguments.section]
     document = getattr(arguments, "document", None)
     if document:
-        check_document(document, COMMAND)
+        check_document(document, command)
     with Tee() as tee:
-        print(f"Measured on {machine()}.\n")
+        print(f"Measured on {machine(sizes)}.\n")
         missed = [name for name in chosen if not reports[name]() and not arguments.quick]
     if document:
-        replace_tables(document, COMMAND, tee.text)
+        replace_tables(document, command, tee.text)
     for name in missed:
         print(f"{name}: misses its limit", file=sys.stderr)
     return int(bool(missed))

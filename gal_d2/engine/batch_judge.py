@@ -32,7 +32,7 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import BatchDecision, build_batch_rule
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.gathering import world_size
+from gal_d2.scoring.gathering import is_distributed
 from gal_d2.scoring.non_finite import NonFiniteReport
 from gal_d2.scoring.roi_losses import classification_loss
 from gal_d2.scoring.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
@@ -260,7 +260,7 @@ class BatchJudge(Judge):
                 torch.full((len(samples),), NO_POOL_ID),
             )
         mean, num_rois = mean_gradient(own.total, own.num_rois)
-        is_finite = is_finite if world_size() == 1 else math.isfinite(mean.norm().item())
+        is_finite = math.isfinite(mean.norm().item()) if is_distributed() else is_finite
         return (mean if num_rois > 0 and is_finite else None), own.rois_of
 
     def metrics(self) -> dict[str, float]:

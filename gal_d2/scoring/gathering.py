@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def world_size() -> int:
-    """Number of training processes; 1 without ``torch.distributed``."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+def is_distributed() -> bool:
+    """Whether there is a process group, be it of this process alone."""
+    return dist.is_available() and dist.is_initialized()
 
 
-def _collective_device() -> torch.device:
+def collective_device() -> torch.device:
+    """Where tensors have to be that are exchanged."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -42,11 +43,11 @@ def gather_columns(*columns: Tensor) -> tuple[Tensor, ...]:
     Returns:
         One CPU tensor per column, of shape (sum of N over the processes,) and the column's dtype.
     """
-    if world_size() == 1:
+    if not is_distributed():
         return tuple(column.detach().cpu() for column in columns)
-    device = _collective_device()
+    device = collective_device()
     rows = torch.stack([_to_bits(column.to(device)) for column in columns], dim=1).contiguous()
-    sizes = torch.empty(world_size(), dtype=torch.int64, device=device)
+    sizes = torch.empty(dist.get_world_size(), dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(sizes, torch.tensor([len(rows)], device=device))
     sizes = sizes.tolist()
 

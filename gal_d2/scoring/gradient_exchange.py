@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gal_d2.scoring.gathering import world_size
+from gal_d2.scoring.gathering import collective_device, is_distributed
 
 
 def sum_by_key(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,13 +40,11 @@ def gather_rows(*blocks: Tensor) -> tuple[Tensor, ...]:
     Returns:
         One tensor per block on its device, (sum of R_i over the processes, W_i).
     """
-    if world_size() == 1:
+    if not is_distributed():
         return blocks
-    device = torch.device("cpu")
-    if dist.get_backend() == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = collective_device()
     counts = torch.tensor([len(block) for block in blocks], device=device)
-    all_counts = [torch.empty_like(counts) for _ in range(world_size())]
+    all_counts = [torch.empty_like(counts) for _ in range(dist.get_world_size())]
     dist.all_gather(all_counts, counts)
     all_counts = torch.stack(all_counts).tolist()
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gal_d2.scoring.gathering import world_size
+from gal_d2.scoring.gathering import is_distributed
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def mean_gradient(total: Tensor, count: int) -> tuple[Tensor, int]:
     Returns:
         (P,) the same on every process, and the number of ROIs of all of them.
     """
-    if world_size() > 1:
+    if is_distributed():
         counts = torch.tensor(float(count), dtype=torch.float64, device=total.device)
         dist.all_reduce(total)
         dist.all_reduce(counts)

@@ -1,14 +1,22 @@
-"""A pool of candidates for the tiny LVIS: what the imitation generator draws from."""
+"""Candidates to generate from, a tiny miniature, and training within this process."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
 from lvis_layout import USED_CATEGORIES
+from training_runs import command_line
 
+from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.pool import CutOutSource, PoolWriter
+from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.engine.trainer import GALTrainer
 
 CANDIDATES_PER_CATEGORY = 10
 
@@ -28,3 +36,38 @@ def candidates(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 source=CutOutSource("test", "noise", "a square", number),
             )
     return root
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a tiny miniature data set."""
+    root = tmp_path_factory.mktemp("miniature")
+    config = MiniatureConfig(
+        train_images=12, val_images=2, pool_per_category=6, object_source="digits"
+    )
+    prepare_miniature(root / "datasets" / "miniature", root / "sources", config)
+    return root
+
+
+@pytest.fixture
+def train(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``train(folder, config, *options, resume=False)``: what tools/train_net.py does, in there.
+
+    In this process, since to start one takes longer than the training.
+    """
+
+    def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        seed_all_rng(cfg.SEED)
+
+    def run_here(cwd: Path, config: str, *options: str, resume: bool = False) -> None:
+        monkeypatch.chdir(cwd)
+        arguments = command_line(repository, config, *options, resume=resume)
+        trainer = GALTrainer(setup(argument_parser().parse_args(arguments)))
+        trainer.resume_or_load(resume=resume)
+        trainer.train()
+
+    # detectron2's loggers would keep this test's streams.
+    monkeypatch.setattr("gal_d2.engine.setup.setup_logger", lambda *args, **options: None)
+    monkeypatch.setattr("gal_d2.engine.setup.default_setup", set_up)
+    return run_here

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
-from small_model import FROM_SCRATCH, SMALL_MODEL
 from test_resume import assert_same, final_state
+from training_runs import (
+    SMALL,
+    STEPS,
+    command_line,
+    last_metrics,
+    ledger,
+    tiny_stable_diffusion,
+)
 
-from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.pool import InstancePool
 from gal_d2.engine.launch import launch
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
-from gal_d2.scoring.ledger import Ledger
 
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
-STEPS = 11
 # It has drawn for step 8 when it dies in the one before; the checkpoint is that of step 6.
 KILL_AT = 7
-SMALL = [
-    *(*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", str(STEPS), "SOLVER.WARMUP_ITERS", "2"),
-    *("DATASETS.TEST", "()", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1", "SEED", "11"),
-    *("SOLVER.CHECKPOINT_PERIOD", "6", "GAL.COPY_PASTE.MIN_PASTES", "2"),
-]
 
 
 def interleaved(candidates: Path, output: Path) -> list[str]:
@@ -50,13 +42,6 @@ def interleaved(candidates: Path, output: Path) -> list[str]:
     ]
 
 
-def command_line(repository: Path, config: str, *options: str, resume: bool = False) -> list[str]:
-    """What a user gives to tools/train_net.py."""
-    file = str(repository / f"configs/{config}.yaml")
-    flags = ["--resume"] if resume else []
-    return ["--config-file", file, "--num-gpus", "0", *flags, *SMALL, *options]
-
-
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
     """Run a Python script in a process of its own."""
     return subprocess.run(
@@ -66,42 +51,6 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
     )
-
-
-@pytest.fixture
-def train(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``train(folder, config, *options, resume=False)``: what tools/train_net.py does, in there.
-
-    In this process, since to start one takes longer than the training.
-    """
-
-    def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        seed_all_rng(cfg.SEED)
-
-    def run_here(cwd: Path, config: str, *options: str, resume: bool = False) -> None:
-        monkeypatch.chdir(cwd)
-        arguments = command_line(repository, config, *options, resume=resume)
-        trainer = GALTrainer(setup(argument_parser().parse_args(arguments)))
-        trainer.resume_or_load(resume=resume)
-        trainer.train()
-
-    # detectron2's loggers would keep this test's streams.
-    monkeypatch.setattr("gal_d2.engine.setup.setup_logger", lambda *args, **options: None)
-    monkeypatch.setattr("gal_d2.engine.setup.default_setup", set_up)
-    return run_here
-
-
-def ledger(output: Path) -> dict[str, np.ndarray]:
-    table = pa.concat_tables(Ledger(output / "ledger").tables(["step", "pool_id", "accept"]))
-    return {name: table[name].to_numpy() for name in ("step", "pool_id", "accept")}
-
-
-def last_metrics(output: Path) -> dict:
-    metrics: dict = {}
-    for line in (output / "metrics.json").open():
-        metrics |= json.loads(line)
-    return metrics
 
 
 # -- A run is a function of its seed and step
@@ -184,17 +133,6 @@ def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_
 # -- As a user starts it
 
 
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory) -> Path:
-    """A working folder with a tiny miniature data set."""
-    root = tmp_path_factory.mktemp("miniature")
-    config = MiniatureConfig(
-        train_images=12, val_images=2, pool_per_category=6, object_source="digits"
-    )
-    prepare_miniature(root / "datasets" / "miniature", root / "sources", config)
-    return root
-
-
 def test_from_an_empty_pool_within_the_trainer(train, miniature, tmp_path):
     train(
         *(miniature, "miniature_interleaved", "OUTPUT_DIR", str(tmp_path)),
@@ -240,24 +178,8 @@ def assert_generated_scored_accepted_and_reused(output: Path, root: Path) -> Non
 
 def test_lvis_with_stable_diffusion(train, lvis_root, tmp_path):
     """configs/lvis_gal.yaml from text to pasted object, with a tiny random model."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
-    import tiny_models
-
-    model = tiny_models.save_stable_diffusion(tmp_path / "model", safety_checker=False)
-    clipseg = tiny_models.save_clipseg(tmp_path / "clipseg")
     output = tmp_path / "output"
-    train(
-        *(lvis_root, "lvis_gal", "OUTPUT_DIR", str(output), "GAL.GENERATOR.ENABLED", "True"),
-        *("GAL.POOL.ROOT", str(output / "pool"), "SOLVER.MAX_ITER", "6"),
-        *("GAL.GENERATOR.MODEL", str(model), "GAL.GENERATOR.VARIANT", ""),
-        *("GAL.GENERATOR.SAFETY_CHECKER", "False", "GAL.GENERATOR.DEVICE", "cpu"),
-        *("GAL.GENERATOR.SIZE", "32", "GAL.GENERATOR.STEPS", "2", "GAL.GENERATOR.PERIOD", "2"),
-        *("GAL.GENERATOR.SEGMENTER.NAMES", "['clipseg']", "GAL.GENERATOR.BATCH", "6"),
-        *("GAL.GENERATOR.SEGMENTER.CLIPSEG.MODEL", str(clipseg), "GAL.SNAPSHOTS.PERIOD", "2"),
-        # Noise has no outline: any mask will do.
-        *("GAL.GENERATOR.FILTER.NAMES", "['area']", "GAL.GENERATOR.FILTER.AREA.MIN", "0.0"),
-        *("GAL.GENERATOR.FILTER.AREA.MAX", "1.0"),
-    )
+    train(lvis_root, "lvis_gal", *tiny_stable_diffusion(tmp_path, output))
     pool = InstancePool(output / "pool")
     assert set(pool.metadata(["generator"])["generator"].to_pylist()) == {"diffusers"}
     # Two templates, rare categories first.
