@@ -339,7 +339,7 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.UNIT = "instance"
     # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated"; with UNIT
     # "batch": "threshold" or "percentile".
-    gal.ACCEPT.POLICY = "calibrated"
+    gal.ACCEPT.POLICY = "quantile"
     # "random": probability of acceptance.
     gal.ACCEPT.RATE = 0.5
     # "threshold": the lowest score (UNIT "batch": cosine; the paper's is -0.05) that is accepted.
@@ -365,11 +365,13 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.WARM_UP.MIN_AGE = 20
     gal.ACCEPT.WARM_UP.RULE = "accept"
     gal.ACCEPT.WARM_UP.RATE = 0.5
-    # Decide on the mean of a cut-out's scores so far, shrunk to its class's mean as if that had
-    # been seen PRIOR_COUNT times.
+    # Decide on what a cut-out's scores so far add up to, relative to its class's level and shrunk
+    # to it as if that had been seen PRIOR_COUNT times. Later scores count more, and such of objects
+    # with less than FULL_AREA visible pixels less.
     gal.ACCEPT.EVIDENCE = CfgNode()
     gal.ACCEPT.EVIDENCE.ENABLED = True
     gal.ACCEPT.EVIDENCE.PRIOR_COUNT = 0.5
+    gal.ACCEPT.EVIDENCE.FULL_AREA = 1024.0
     # Reject whatever the score if the head's loss exceeds FACTOR times the QUANTILE of recent real
     # instances of the class.
     gal.ACCEPT.VETO = CfgNode()

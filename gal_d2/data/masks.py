@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes
+from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as mask_utils
+from torch import Tensor
 
 FOREGROUND_ALPHA = 128  # a pixel belongs to a cut-out from this alpha on: half opaque
 
@@ -199,3 +201,22 @@ def to_bit_masks(masks: Sequence[LocalMask], height: int, width: int) -> BitMask
 def to_boxes(masks: Sequence[LocalMask]) -> Boxes:
     """The tight XYXY boxes of masks, as ``BitMasks.get_bounding_boxes`` has them."""
     return Boxes(np.array([mask.box for mask in masks], dtype=np.float32).reshape(-1, 4))
+
+
+def visible_area(instances: Instances, rows: Tensor) -> Tensor:
+    """Pixels of some of N instances; of their boxes where they have no masks.
+
+    Args:
+        instances: with ``gt_boxes``, and ``gt_masks`` as bit masks.
+        rows: (N,) bool on the CPU, which.
+
+    Returns:
+        (N,) float32 on the CPU; NaN for the others.
+    """
+    area = torch.full((len(instances),), torch.nan)
+    if instances.has("gt_masks"):
+        masks = instances.gt_masks.tensor
+        area[rows] = masks[rows.to(masks.device)].flatten(1).sum(1).float().cpu()
+    else:
+        area[rows] = instances.gt_boxes.area().detach().float().cpu()[rows]
+    return area

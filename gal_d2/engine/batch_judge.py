@@ -26,6 +26,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from gal_d2.data.fields import NO_POOL_ID, InstanceSource
+from gal_d2.data.masks import visible_area
 from gal_d2.data.probe import probe_samples
 from gal_d2.engine.judge import Judge
 from gal_d2.errors import UserError
@@ -155,6 +156,7 @@ def batch_contribution(
                 head_score={},
                 head_loss={},
                 num_rois=num_rois.cpu()[pasted],
+                area=visible_area(instances, pasted)[pasted],
             )
         )
     return Contribution.cat(rows) if rows else Contribution.empty(())

@@ -126,9 +126,7 @@ class Judge(ABC):
         )
         self.evidence: EvidenceStore | None = None
         if cfg.GAL.POOL.SAMPLER == "ledger":
-            self.evidence = EvidenceStore(
-                len(self.class_groups), prior_count=cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT
-            )
+            self.evidence = EvidenceStore.from_config(cfg)
         self.max_steps = cfg.SOLVER.MAX_ITER
         self.seed = seed
         self.step = 0
@@ -151,7 +149,9 @@ class Judge(ABC):
         self.ledger.append(self.step, contribution, decision, self.image_ids)
         if self.evidence is not None:
             score = contribution.score.masked_fill(self._is_young(contribution), torch.nan)
-            self.evidence.update(contribution.pool_id, contribution.gt_class, score)
+            self.evidence.update(
+                *(contribution.pool_id, contribution.gt_class, score, contribution.area, self.step)
+            )
         self.verdict = Verdict(contribution, decision, seconds)
 
     def _is_young(self, contribution: Contribution) -> Tensor:

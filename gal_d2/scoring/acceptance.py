@@ -226,9 +226,14 @@ class _Stateful:
 
 
 class AcceptancePolicy(_Stateful, ABC):
-    """Decides per pasted instance."""
+    """Decides per pasted instance.
+
+    Attributes:
+        across_classes: whether it compares scores of different classes with each other.
+    """
 
     name: ClassVar[str]
+    across_classes: ClassVar[bool] = False
 
     @abstractmethod
     def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
@@ -366,6 +371,8 @@ class QuantileAccept(ScorePolicy):
         warm_up: rule for the undecided.
     """
 
+    across_classes = True
+
     @configurable
     def __init__(
         self,
@@ -427,6 +434,8 @@ class TopKAccept(ScorePolicy):
     scores the earlier row wins.
     """
 
+    across_classes = True
+
     @configurable
     def __init__(self, *, k: int = 5, warm_up: WarmUp | None = None) -> None:
         super().__init__(warm_up)
@@ -477,12 +486,13 @@ class CalibratedAccept(ScorePolicy):
 
 
 class AccumulatedEvidence(AcceptancePolicy):
-    """Lets another policy judge the mean of a cut-out's scores so far, not the last one alone.
+    """Lets another policy judge what a cut-out's scores so far add up to, not the last one alone.
 
-    The mean is shrunk towards that of its class by how few scores there are, and includes the
-    scores of the step itself. A cut-out without a score this time is judged by its earlier ones.
-    Scores of a class whose cache is young are not remembered. An instance that is not from the pool
-    is judged by its score.
+    That is the estimate of :mod:`~gal_d2.scoring.evidence`, with the scores of the step itself:
+    relative to the class's level for a policy that compares instances of different classes
+    (:attr:`AcceptancePolicy.across_classes`), and on top of that level for any other. A cut-out
+    without a score this time is judged by its earlier ones. Scores of a class whose cache is young
+    are not remembered. An instance that is not from the pool is judged by its score.
 
     Args:
         policy: the policy that decides.
@@ -501,16 +511,9 @@ class AccumulatedEvidence(AcceptancePolicy):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, policy: AcceptancePolicy) -> dict[str, Any]:
-        prior_count = cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT
-        if not prior_count > 0:
-            raise UserError(
-                f"The configuration key GAL.ACCEPT.EVIDENCE.PRIOR_COUNT is {prior_count}: set it "
-                "above 0."
-            )
-        num_classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
         return {
             "policy": policy,
-            "evidence": EvidenceStore(num_classes, prior_count=prior_count),
+            "evidence": EvidenceStore.from_config(cfg),
             "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
         }
 
@@ -519,10 +522,20 @@ class AccumulatedEvidence(AcceptancePolicy):
         pool_ids = contribution.pool_id.detach().cpu()
         classes = contribution.gt_class.detach().cpu()
         young = context.class_age.cpu()[classes] < self.min_age
-        self.evidence.update(pool_ids, classes, score.masked_fill(young, torch.nan))
+        self.evidence.update(
+            pool_ids,
+            classes,
+            score.masked_fill(young, torch.nan),
+            contribution.area.detach().cpu(),
+            context.step,
+        )
         known = self.evidence.get(pool_ids, classes)
-        mean = torch.from_numpy(known.shrunk).float()
-        score = torch.where(torch.from_numpy(known.count > 0), mean, score)
+        estimate, level = torch.from_numpy(known.shrunk), torch.from_numpy(known.level)
+        if self.policy.across_classes:
+            score = score - level
+        else:
+            estimate = estimate + level
+        score = torch.where(torch.from_numpy(known.count > 0), estimate, score).float()
         score = score.to(contribution.score.device)
         decision = self.policy.decide(replace(contribution, score=score), context)
         return replace(decision, policy=self.name)

@@ -28,6 +28,8 @@ class Contribution:
         head_loss: per head, (N,) float32, mean loss per ROI in nats, not weighted by the model's
             loss weights.
         num_rois: (N,) int64, how many ROIs the instance was scored on.
+        area: (N,) float32, pixels of the training image in which it is visible (of its box, in a
+            data set without masks).
     """
 
     pool_id: torch.Tensor
@@ -38,6 +40,7 @@ class Contribution:
     head_score: dict[str, torch.Tensor]
     head_loss: dict[str, torch.Tensor]
     num_rois: torch.Tensor
+    area: torch.Tensor
 
     def __post_init__(self) -> None:
         shape = (len(self.pool_id),)
@@ -99,6 +102,7 @@ class Contribution:
         return cls(
             phi=torch.empty(0, device=device),
             score=torch.empty(0, device=device),
+            area=torch.empty(0, device=device),
             head_score={head: torch.empty(0, device=device) for head in heads},
             head_loss={head: torch.empty(0, device=device) for head in heads},
             **integers,

@@ -21,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from gal_d2.data.fields import NO_POOL_ID, InstanceSource
+from gal_d2.data.masks import visible_area
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
 from gal_d2.scoring.contribution import Contribution
@@ -45,6 +46,7 @@ class _Table:
     pasted: Tensor
     pool_id: Tensor
     usable: Tensor
+    area: Tensor  # of the pasted ones; NaN for the others
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,7 @@ class ContributionScorer:
             "pasted": [],
             "pool_id": [],
             "usable": [],
+            "area": [],
         }
         for image, target in enumerate(targets):
             n = len(target)
@@ -309,10 +312,12 @@ class ContributionScorer:
             boxes = target.gt_boxes.tensor.detach().cpu()
             source = target.instance_source.cpu() if target.has("instance_source") else nothing
             sides = boxes[:, 2:] - boxes[:, :2]
+            pasted = source == InstanceSource.PASTED
             columns["image"].append(nothing + image)
             columns["local"].append(torch.arange(n))
             columns["gt_class"].append(classes)
-            columns["pasted"].append(source == InstanceSource.PASTED)
+            columns["pasted"].append(pasted)
+            columns["area"].append(visible_area(target, pasted))
             columns["pool_id"].append(
                 target.pool_id.cpu().long() if target.has("pool_id") else nothing + NO_POOL_ID
             )
@@ -442,6 +447,7 @@ class ContributionScorer:
             head_score=head_score,
             head_loss=scored.loss,
             num_rois=scored.num_rois,
+            area=table.area[scored.instance].to(cache.device),
         )
 
     def _excess(self, head: str, classes: Tensor, loss: Tensor) -> Tensor:
@@ -477,6 +483,7 @@ class ContributionScorer:
             head_score={h: values(c, torch.nan) for h, c in contribution.head_score.items()},
             head_loss={h: values(c, torch.nan) for h, c in contribution.head_loss.items()},
             num_rois=values(contribution.num_rois, 0),
+            area=table.area[wanted].to(device),
         )
 
     # -- Learning

@@ -236,6 +236,7 @@ def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
         head_score={},
         head_loss={},
         num_rois=torch.ones(count, dtype=torch.int64),
+        area=torch.full((count,), 900.0),
     )
     decision = Decision(
         accept=torch.tensor(accepted),

@@ -30,6 +30,7 @@ def make_contribution(image_index: list[int], scores: list[float]) -> Contributi
         head_score={"box": torch.zeros(n)},
         head_loss={"box": torch.zeros(n)},
         num_rois=torch.ones(n, dtype=torch.int64),
+        area=torch.full((n,), 900.0),
     )
 
 
@@ -196,11 +197,12 @@ def test_scores_of_settled_classes_are_remembered_for_the_sampler(
     judge.record(contribution, decision, 0.0)
     # Class 1 is young, and the third has no score.
     assert judge.evidence.pool_ids.tolist() == [0, 3]
-    known = judge.evidence.get([0, 3], [0, 0])
-    assert known.mean.tolist() == [0.5, 0.75]
+    # Relative to their class's mean.
+    assert judge.evidence.get([0, 3], [0, 0]).mean.tolist() == pytest.approx([-0.125, 0.125])
     other = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
     other.load_state_dict(judge.state_dict())
-    assert other.evidence.get([0, 3], [0, 0]).mean.tolist() == [0.5, 0.75]
+    assert other.evidence.get([0, 3], [0, 0]).level.tolist() == pytest.approx([0.625, 0.625])
+    assert other.evidence.pool_ids.tolist() == [0, 3]
 
 
 def test_a_checkpoint_from_before_scoring_says_so(caplog):

@@ -68,11 +68,13 @@ def test_evidence_as_weights(tmp_path: Path):
         ]
     evidence = EvidenceStore(2)
     never, gone = ids[3], 5
-    for _ in range(40):
+    for step in range(40):
         evidence.update(
             torch.tensor([*ids[:3], gone]),
             torch.tensor([0, 0, 1, 1]),
             torch.tensor([1.0, -1.0, 0.5, 0.0]),
+            torch.full((4,), 900.0),
+            step,
         )
     arrays = evidence_source(evidence, InstancePool(tmp_path), {3: 0, 8: 1}, min_weight=0.2)()
     assert arrays["pool_ids"].tolist() == sorted(ids[:3])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from dataclasses import replace
 
 import gal_d2  # noqa: F401  (first: it prepares the process for detectron2)
 
@@ -57,6 +58,7 @@ def contribution(scores, classes=None, images=None, mask_loss=None) -> Contribut
         head_score={"mask": score.clone()},
         head_loss={"mask": loss.float()},
         num_rois=torch.ones(count, dtype=torch.int64),
+        area=torch.full((count,), 900.0),
     )
 
 
@@ -257,9 +259,37 @@ def test_evidence_speaks_for_a_missing_score_and_for_the_pool_only():
 
 def test_evidence_forgets_what_a_young_class_scored():
     policy = accumulated(min_age=10)
-    policy.decide(contribution([-0.9, -0.9], classes=[0, 1]), context(age=(9, 10, 10)))
+    for _ in range(4):
+        policy.decide(contribution([-0.9, -0.9], classes=[0, 1]), context(age=(9, 10, 10)))
     decision = policy.decide(contribution([0.5, 0.5], classes=[0, 1]), context())
     assert decision.accept.tolist() == [True, False]
+
+
+def test_evidence_compares_classes_by_their_own_levels():
+    """Class 0 scores high: its poor ones would shut out the good ones of class 1."""
+    scores, classes = [0.9, 0.9, 0.7, 0.7, 0.2, 0.2, 0.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]
+    quantile = QuantileAccept(start_rate=0.5, min_count=1, num_groups=1, warm_up=NO_WARM_UP)
+    relative = AccumulatedEvidence(policy=quantile, evidence=EvidenceStore(3), min_age=0)
+    same_group = replace(context(), class_group=torch.zeros(3, dtype=torch.int64))
+    for _ in range(3):
+        decision = relative.decide(contribution(scores, classes=classes), same_group)
+    assert decision.accept.tolist() == [True, True, False, False] * 2
+
+    absolute = accumulated()
+    absolute.policy.value = 0.5
+    for _ in range(3):
+        decision = absolute.decide(contribution(scores, classes=classes), context())
+    assert decision.accept.tolist() == [True] * 4 + [False] * 4
+
+
+def test_evidence_of_what_can_hardly_be_seen_counts_less():
+    policy, rows = accumulated(), contribution([0.5, 0.5, -0.5, -0.5])
+    rows.area[:] = torch.tensor([900.0, 20.0, 900.0, 900.0])
+    for _ in range(4):
+        policy.decide(rows, context())
+    policy.decide(contribution([-0.6, -0.6, 0.5, 0.5]), context())
+    found = policy.evidence.get([0, 1], [0, 0])
+    assert found.shrunk[0] > 0 > found.shrunk[1]
 
 
 ALL_POLICIES = [
@@ -376,7 +406,7 @@ def cfg() -> CfgNode:
         "BATCH_WINDOW": 1000,
         "QUANTILE": {"START_RATE": 0.4, "END_RATE": 0.6, "WINDOW": 1000, "MIN_COUNT": 30},
         "WARM_UP": {"MIN_AGE": 20, "RULE": "random", "RATE": 0.5},
-        "EVIDENCE": {"ENABLED": False, "PRIOR_COUNT": 4.0},
+        "EVIDENCE": {"ENABLED": False, "PRIOR_COUNT": 4.0, "FULL_AREA": 99.0},
         "VETO": {"ENABLED": False, "HEAD": "mask", "QUANTILE": 0.95, "FACTOR": 1.5},
     }
     return CfgNode({"GAL": {"ACCEPT": accept}, "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 3}}})
@@ -414,10 +444,13 @@ def test_evidence_of_a_config(cfg):
     cfg.GAL.ACCEPT.EVIDENCE.ENABLED = True
     policy = build_acceptance_policy(cfg)
     assert policy.name == "calibrated+evidence" and policy.min_age == 20
-    assert (policy.evidence.num_classes, policy.evidence.prior_count) == (3, 4.0)
-    cfg.GAL.ACCEPT.EVIDENCE.PRIOR_COUNT = 0.0
-    with pytest.raises(UserError, match=r"GAL\.ACCEPT\.EVIDENCE\.PRIOR_COUNT is 0.0: set it"):
-        build_acceptance_policy(cfg)
+    evidence = policy.evidence
+    assert (evidence.num_classes, evidence.prior_count, evidence.full_area) == (3, 4.0, 99.0)
+    for key in ("FULL_AREA", "PRIOR_COUNT"):
+        cfg.GAL.ACCEPT.EVIDENCE[key] = 0.0
+        with pytest.raises(UserError, match=rf"GAL\.ACCEPT\.EVIDENCE\.{key} is 0.0: set it"):
+            build_acceptance_policy(cfg)
+        cfg.GAL.ACCEPT.EVIDENCE[key] = 1.0
 
 
 def test_batch_rules_are_built_from_a_config(cfg):

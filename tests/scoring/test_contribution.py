@@ -16,6 +16,7 @@ def three_instances() -> Contribution:
         head_score={"box": torch.tensor([0.9, float("nan"), -0.3])},
         head_loss={"box": torch.tensor([0.1, float("nan"), 2.0])},
         num_rois=torch.tensor([1, 0, 1]),
+        area=torch.tensor([900.0, 900.0, 900.0]),
     )
 
 

@@ -38,6 +38,7 @@ def write(root, rows: list[tuple]) -> Ledger:
                 head_score={"box": 2 * score * one, "mask": -score * one},
                 head_loss={"box": one, "mask": loss * one},
                 num_rois=torch.tensor([1]),
+                area=torch.tensor([900.0]),
             )
             writer.append(step, contribution, Decision.uniform(torch.tensor([accept]), "p"), [5])
     return Ledger(root)

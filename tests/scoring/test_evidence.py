@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import time
 
@@ -15,52 +16,97 @@ from gal_d2.scoring import evidence
 from gal_d2.scoring.evidence import EvidenceStore, sampling_weights
 
 
-def update(store: EvidenceStore, rows: list[tuple[int, int, float]]) -> None:
-    ids, classes, scores = zip(*rows, strict=True)
-    store.update(torch.tensor(ids), torch.tensor(classes), torch.tensor(scores))
+def update(store: EvidenceStore, rows: list[tuple], step: int = 0) -> None:
+    """Rows of pool id, class and score, and of the visible area where it is not large."""
+    ids, classes, scores, areas = zip(
+        *((*row, math.inf) if len(row) == 3 else row for row in rows), strict=True
+    )
+    tensors = (torch.tensor(column) for column in (ids, classes, scores))
+    store.update(*tensors, torch.tensor(areas, dtype=torch.float32), step)
 
 
-def test_mean_and_shrunk_mean():
-    store = EvidenceStore(2, prior_count=2.0)
-    update(store, [(7, 0, 1.0), (9, 0, 0.0), (5, 1, -1.0)])
-    update(store, [(7, 0, 0.0), (7, 0, 0.5)])
-    # All: sum 0.5 of 5. Class 0: sum 1.5 of 4, worth 2 more of the overall 0.1. Class 1: -1 of 1.
-    class_mean = np.array([(1.5 + 2 * 0.1) / 6, (-1 + 2 * 0.1) / 3])
-    found = store.get([7, 9, 5, 1234], [0, 0, 1, 1])
-    np.testing.assert_array_equal(found.count, [3, 1, 1, 0])
-    np.testing.assert_allclose(found.mean, [0.5, 0.0, -1.0, np.nan])
-    np.testing.assert_allclose(found.class_mean, class_mean[[0, 0, 1, 1]])
-    expected = [
-        (1.5 + 2 * class_mean[0]) / 5,
-        (0 + 2 * class_mean[0]) / 3,
-        (-1 + 2 * class_mean[1]) / 3,
-        class_mean[1],
+class WrittenOut:
+    """The formulas of the module, score by score; of one class."""
+
+    def __init__(self, prior_count: float, full_area: float) -> None:
+        self.prior_count, self.full_area = prior_count, full_area
+        self.level, self.rows, self.relative = None, {}, []
+
+    def update(self, scores: list[tuple[int, float, float]], step: int) -> None:
+        """(id, score, area) of a step."""
+        mean = sum(score for _, score, _ in scores) / len(scores)
+        kept = (1 - 1 / 64) ** len(scores)
+        total, weight = self.level or (0.0, 0.0)
+        self.level = kept * total + (1 - kept) * mean, kept * weight + 1 - kept
+        level = self.level[0] / self.level[1]
+        for pool_id, score, area in scores:
+            weight = (step + 1) * min(1, area / self.full_area)
+            self.rows.setdefault(pool_id, []).append((weight, score - level))
+            self.relative.append(score - level)
+        self.step = step
+
+    def shrunk(self, pool_id: int) -> float:
+        rows = self.rows.get(pool_id, [])
+        weight = sum(w for w, _ in rows) + self.prior_count * (self.step + 1)
+        return sum(w * r for w, r in rows) / weight
+
+
+def test_the_estimate_written_out():
+    store, expected = EvidenceStore(2, prior_count=2.0, full_area=100.0), WrittenOut(2.0, 100.0)
+    steps = [
+        [(7, 1.0, 100.0), (9, 0.0, 25.0)],
+        [(7, 0.25, 400.0), (7, 0.5, 50.0)],
+        [(9, -1.0, 10.0), (3, 0.75, 100.0)],
     ]
-    np.testing.assert_allclose(found.shrunk, expected)
-    std = np.std([1, 0, 0, 0.5], ddof=1)
-    np.testing.assert_allclose(found.class_std, [std, std, np.nan, np.nan])
+    for step, rows in enumerate(steps):
+        update(store, [(i, 1, score, area) for i, score, area in rows], step=4 * step)
+        expected.update(rows, 4 * step)
+    ids = [7, 9, 3, 1234]
+    found = store.get(ids, [1] * 4)
+    np.testing.assert_array_equal(found.count, [3, 2, 1, 0])
+    np.testing.assert_allclose(found.shrunk, [expected.shrunk(i) for i in ids], atol=1e-12)
+    np.testing.assert_allclose(found.level, expected.level[0] / expected.level[1])
+    np.testing.assert_allclose(found.spread, np.std(expected.relative, ddof=1))
+    for i, mean in zip(ids[:3], found.mean, strict=False):
+        weights, relative = zip(*expected.rows[i], strict=True)
+        assert mean == pytest.approx(np.average(relative, weights=weights))
+    assert np.isnan(found.mean[3]) and found.shrunk[3] == 0
+    assert np.isnan(store.get([7], [0]).level)
+
+
+def test_a_score_counts_relative_to_its_time():
+    """All rise as the model learns; who is better at any time stays better."""
+    store, rng = EvidenceStore(1), np.random.default_rng(0)
+    for step in range(200):
+        ids = rng.choice(40, 8, replace=False)
+        early_only = ids[(ids >= 20) | (step < 60)]
+        update(store, [(int(i), 0, 0.002 * step + 0.1 * (i % 2)) for i in early_only], step)
+    estimate = store.get(np.arange(40), np.zeros(40, int)).shrunk
+    assert estimate[1::2].min() > estimate[::2].max()
 
 
 def test_nothing_known():
     found = EvidenceStore(2).get([3], [1])
-    assert np.isnan(found.mean).all() and np.isnan(found.shrunk).all()
-    assert found.count.tolist() == [0]
+    assert np.isnan(found.mean).all() and np.isnan(found.level).all()
+    assert found.count.tolist() == found.shrunk.tolist() == [0]
 
 
 def test_missing_scores_and_objects_from_elsewhere_leave_no_trace():
     store = EvidenceStore(1)
     update(store, [(1, 0, np.nan), (2, 0, np.inf), (-1, 0, 0.5)])
     assert len(store) == 0
-    store.update(*(torch.empty(0, dtype=torch.int64) for _ in range(2)), torch.empty(0))
+    nothing = torch.empty(0)
+    store.update(nothing.long(), nothing.long(), nothing, nothing, 0)
     assert len(store) == 0
-    assert np.isnan(store.get([1], [0]).shrunk).all()
+    assert store.get([1], [0]).shrunk.tolist() == [0]
 
 
 def test_a_class_that_does_not_exist():
     with pytest.raises(ValueError, match="classes"):
         update(EvidenceStore(1), [(1, 1, 0.0)])
-    with pytest.raises(ValueError, match="prior_count"):
-        EvidenceStore(1, prior_count=0)
+    for name in ("prior_count", "full_area"):
+        with pytest.raises(ValueError, match=name):
+            EvidenceStore(1, **{name: 0})
 
 
 observations = st.lists(
@@ -76,19 +122,15 @@ observations = st.lists(
 @given(steps=st.lists(observations, min_size=1, max_size=5), merge_at=st.integers(1, 6))
 def test_agrees_with_plain_lists(steps, merge_at, monkeypatch_module):
     monkeypatch_module.setattr(evidence, "_MERGE_AT", merge_at)
-    store = EvidenceStore(1)
-    seen: dict[int, list[float]] = {}
-    for step in steps:
-        update(store, [(pool_id, 0, score) for pool_id, score in step])
-        for pool_id, score in step:
-            seen.setdefault(pool_id, []).append(score)
-    found = store.get(list(seen), [0] * len(seen))
-    np.testing.assert_array_equal(found.count, [len(scores) for scores in seen.values()])
-    np.testing.assert_allclose(found.mean, [np.mean(scores) for scores in seen.values()], atol=1e-9)
-    assert len(store) == len(seen)
-    overall = np.mean([score for scores in seen.values() for score in scores])
-    low, high = np.minimum(found.mean, overall), np.maximum(found.mean, overall)
-    assert (found.shrunk >= low - 1e-9).all() and (found.shrunk <= high + 1e-9).all()
+    store, expected = EvidenceStore(1), WrittenOut(0.5, 1024.0)
+    for number, step in enumerate(steps):
+        update(store, [(pool_id, 0, score) for pool_id, score in step], number)
+        expected.update([(*row, math.inf) for row in step], number)
+    ids = list(expected.rows)
+    found = store.get(ids, [0] * len(ids))
+    np.testing.assert_array_equal(found.count, [len(rows) for rows in expected.rows.values()])
+    np.testing.assert_allclose(found.shrunk, [expected.shrunk(i) for i in ids], atol=1e-9)
+    assert len(store) == len(ids)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +146,7 @@ def test_bits_do_not_depend_on_the_order_of_the_rows_of_a_step(rows, data):
     for store, order in zip(stores, (rows, data.draw(st.permutations(rows))), strict=True):
         update(store, [(pool_id, 0, score) for pool_id, score in order])
     first, second = (store.state_dict() for store in stores)
-    assert all(torch.equal(first[key], second[key]) for key in first if key != "class_moments")
-    assert torch.equal(first["class_moments"], second["class_moments"])
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_restored_from_a_weights_only_checkpoint(tmp_path):
@@ -115,7 +156,7 @@ def test_restored_from_a_weights_only_checkpoint(tmp_path):
     restored = EvidenceStore(2)
     restored.load_state_dict(torch.load(tmp_path / "evidence.pth", weights_only=True))
     for both in (store, restored):
-        update(both, [(3, 1, -1.0), (99, 1, 0.5)])
+        update(both, [(3, 1, -1.0, 300.0), (99, 1, 0.5)], step=5)
     first, second = store.state_dict(), restored.state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -135,11 +176,12 @@ def test_a_step_stays_cheap_with_a_pool_of_the_published_size():
     count = 1_200_000
     generator = torch.Generator().manual_seed(0)
     everything = torch.randperm(count, generator=generator) * 7919
-    store.update(everything, everything % 1203, torch.zeros(count))
+    areas = torch.full((count,), 500.0)
+    store.update(everything, everything % 1203, torch.zeros(count), areas, 0)
     ids = everything[:2000]
     start = time.perf_counter()
     for _ in range(10):
-        store.update(ids, ids % 1203, torch.ones(2000))
+        store.update(ids, ids % 1203, torch.ones(2000), areas[:2000], 1)
     assert (time.perf_counter() - start) / 10 < 0.05  # about 2 ms on one core
     assert len(store) == count
     assert store.get(ids[:1], [0]).count.tolist() == [11]
@@ -152,7 +194,9 @@ def _worker(rank: int, folder: str) -> None:
     store = EvidenceStore(2)
     own = slice(rank, None, 2)
     ids, classes = torch.tensor([4, 4, 1 << 62, 6, 4]), torch.tensor([0, 0, 1, 1, 0])
-    store.update(ids[own], classes[own], torch.tensor([0.1, 0.2, 0.3, 0.4, 0.7])[own])
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.7])
+    areas = torch.tensor([90.0, 2000.0, 500.0, torch.nan, 700.0])
+    store.update(ids[own], classes[own], scores[own], areas[own], 3)
     torch.save(store.state_dict(), f"{folder}/{rank}.pth")
     dist.destroy_process_group()
 
@@ -160,7 +204,8 @@ def _worker(rank: int, folder: str) -> None:
 def test_two_processes_hold_what_one_would(tmp_path):
     mp.spawn(_worker, (os.fspath(tmp_path),), nprocs=2)
     alone = EvidenceStore(2)
-    update(alone, [(4, 0, 0.1), (4, 0, 0.2), (1 << 62, 1, 0.3), (6, 1, 0.4), (4, 0, 0.7)])
+    rows = [(4, 0, 0.1, 90.0), (4, 0, 0.2), (1 << 62, 1, 0.3, 500.0), (6, 1, 0.4)]
+    update(alone, [*rows, (4, 0, 0.7, 700.0)], step=3)
     for rank in range(2):
         state = torch.load(tmp_path / f"{rank}.pth")
         assert all(torch.equal(state[key], value) for key, value in alone.state_dict().items())

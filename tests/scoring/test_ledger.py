@@ -39,6 +39,7 @@ def rows(pool_ids, classes=None, scores=None, accept=None, heads=("box", "mask")
         head_score=dict.fromkeys(heads, score - 1),
         head_loss={head: torch.full((count,), 0.25) for head in heads},
         num_rois=torch.ones(count, dtype=torch.int64),
+        area=torch.full((count,), 900.0),
     )
     return contribution, Decision.uniform(accept, "calibrated", threshold=0.1)
 
@@ -79,6 +80,7 @@ def test_every_field_comes_back(tmp_path):
         "image_id": [100, 200, 100],
         "image_index": [0, 1, 0],
         "num_rois": [1, 1, 1],
+        "area": [900.0, 900.0, 900.0],
         "phi": [1.0, None, -0.5],
         "policy": ["calibrated"] * 3,
         "pool_id": [1 << 62, 5, -1],
@@ -354,7 +356,7 @@ def test_merging_partial_aggregates_changes_nothing(example, monkeypatch):
 
 @pytest.mark.parametrize("bad", [[], ["colour"]])
 def test_unknown_groups(example, bad):
-    with pytest.raises(ValueError, match="name some of accept, category_id"):
+    with pytest.raises(ValueError, match="name some of accept, area, category_id"):
         Ledger(example).aggregate(bad)
 
 

@@ -140,6 +140,7 @@ def training_ledger(workplace, tmp_path) -> tuple[Path, list[int]]:
                 head_score={"box": torch.tensor([0.5, torch.nan])},
                 head_loss={"box": torch.tensor([1.0, torch.nan])},
                 num_rois=torch.tensor([1, 0]),
+                area=torch.tensor([900.0, 900.0]),
             )
             decision = Decision.uniform(torch.tensor([accept, accept]), "calibrated")
             writer.append(step, contribution, decision, [3])

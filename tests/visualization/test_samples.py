@@ -79,6 +79,7 @@ def test_accepted_above_rejected_below_the_best_first():
         head_score={},
         head_loss={},
         num_rois=torch.ones(n, dtype=torch.int64),
+        area=torch.full((n,), 900.0),
     )
     decision = Decision.uniform(torch.tensor([True, False, True]), "test")
     sheet = decision_sheet(
