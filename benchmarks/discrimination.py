@@ -1,6 +1,7 @@
 """Does the score tell good cut-outs from bad ones, and does the policy act on it? Needs the truth.
 
-Trains on the miniature with `configs/miniature_gal.yaml`, with several seeds, once per condition:
+Trains on the miniature with `configs/miniature_gal.yaml`, four times as long as the demo, with
+several seeds, once per condition:
 
 - clean: pastes are scored and train no head, so that the detector has seen good objects only;
 - polluted: pastes are scored and all of them train, good and bad (accept-all);
@@ -12,6 +13,8 @@ Reports how well each score separates good from bad cut-outs (AUC, within a clas
 over classes), and what was accepted and what it did to AP. Finished runs are kept and not repeated.
 
     python benchmarks/discrimination.py --document docs/scoring.md
+    python benchmarks/discrimination.py --conditions clean polluted --output output/short \
+        SOLVER.MAX_ITER 700
 """
 
 from __future__ import annotations
@@ -51,22 +54,28 @@ from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
+from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
+from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.ledger import Ledger
 
 COMMAND = "benchmarks/discrimination.py"
 CONFIG = "configs/miniature_gal.yaml"
+STEPS = 2800
 POLICIES = {"clean": "never", "polluted": "always", "random": "random", "oracle": "OracleAccept"}
 CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
-SCORED = ("clean", "polluted")  # the models whose scores are compared
+SCORED = ("clean", "polluted", "gal")  # the models whose scores are compared
+TITLES = {"clean": "accept none", "polluted": "accept all"}
 SCORES = {
     "combined": "score",
-    "combined, mean of the exposures so far": "mean_score",
+    "combined, evidence so far": "evidence_score",
     "box head, cosine with the contrasted direction": "head_score_box",
+    "that, evidence so far": "evidence_head_score_box",
     "mask head, cosine": "head_score_mask",
     "raw dot product (phi)": "phi",
     "- box loss": "-head_loss_box",
     "- mask loss": "-head_loss_mask",
+    "- mask loss, evidence so far": "-evidence_head_loss_mask",
     "cosine with the mean feature": "similarity",
 }
 KINDS = {
@@ -150,6 +159,7 @@ def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> No
     arguments = [
         *("--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(folder)),
         *("SEED", str(seed), "GAL.SCORER.PICTURE_PERIOD", "0"),
+        *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(STEPS)),
         *(["GAL.ACCEPT.POLICY", policy] if policy else []),
         *options,
     ]
@@ -164,12 +174,11 @@ def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> No
 
 def train_all(args: argparse.Namespace) -> None:
     """The runs that are not there yet; `random` needs the rate of `gal`."""
-    first = [(c, seed, ()) for seed in args.seeds for c in CONDITIONS if c != "random"]
+    first = [(c, seed, ()) for seed in args.seeds for c in args.conditions if c != "random"]
     train_missing(args, first)
-    train_missing(
-        args,
-        [("random", s, ("GAL.ACCEPT.RATE", str(accepted_share(args, s)))) for s in args.seeds],
-    )
+    if "random" in args.conditions:
+        rates = {seed: str(accepted_share(args, seed)) for seed in args.seeds}
+        train_missing(args, [("random", s, ("GAL.ACCEPT.RATE", rates[s])) for s in args.seeds])
 
 
 def train_missing(args: argparse.Namespace, runs: Sequence[tuple[str, int, tuple]]) -> None:
@@ -210,8 +219,8 @@ class Run:
 
     Attributes:
         steps: of the training.
-        columns: by name, (N,): of the ledger, ``similarity``, ``mean_score``; and of the truth,
-            ``kind`` and ``ambiguous``.
+        columns: by name, (N,): of the ledger, ``similarity``, ``evidence_<name>`` of some; and of
+            the truth, ``kind`` and ``ambiguous``.
         metrics: by task, AP by name.
     """
 
@@ -230,7 +239,8 @@ class Run:
         rows = truth.rows(columns["pool_id"])
         columns |= {"kind": truth.kind[rows], "ambiguous": truth.ambiguous[rows]}
         columns["similarity"] = np.load(folder / "similarity.npy")
-        columns["mean_score"] = mean_so_far(columns["pool_id"], columns["score"].astype(float))
+        for name in ("score", "head_score_box", "head_loss_mask"):
+            columns[f"evidence_{name}"] = evidence_so_far(columns, name)
         return cls(result["steps"], columns, result["metrics"])
 
     def between(self, first: float, last: float) -> dict[str, np.ndarray]:
@@ -240,17 +250,21 @@ class Run:
         return select(self.columns, chosen)
 
 
-def mean_so_far(pool_id: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """(N,) mean of a cut-out's scores up to and including each of its N rows."""
-    total: dict[int, tuple[float, int]] = {}
-    means = np.full(len(score), np.nan)
-    for row, (key, value) in enumerate(zip(pool_id.tolist(), score.tolist(), strict=True)):
-        old, count = total.get(key, (0.0, 0))
-        if np.isfinite(value):
-            old, count = old + value, count + 1
-            total[key] = (old, count)
-        means[row] = old / count if count else np.nan
-    return means
+def evidence_so_far(columns: dict[str, np.ndarray], score: str) -> np.ndarray:
+    """(N,) what a cut-out's scores add up to, up to and including the step of each of N rows."""
+    ids, classes = columns["pool_id"], columns["category_id"]
+    store = EvidenceStore(int(classes.max()) + 1)
+    scores = columns[score].astype(np.float32)
+    area = columns["area"].astype(np.float32) if "area" in columns else np.full_like(scores, np.inf)
+    estimates = np.full(len(ids), np.nan)
+    steps, first = np.unique(columns["step"], return_index=True)
+    for step, start, stop in zip(steps.tolist(), first, [*first[1:], len(ids)], strict=True):
+        rows = slice(start, stop)
+        tensors = (torch.from_numpy(x[rows]) for x in (ids, classes, scores, area))
+        store.update(*tensors, step)
+        known = store.get(ids[rows], classes[rows])
+        estimates[rows] = np.where(known.count > 0, known.shrunk, np.nan)
+    return estimates
 
 
 def class_aucs(columns: dict[str, np.ndarray], score: str, kind: str) -> dict[int, float]:
@@ -287,44 +301,46 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def report_scores(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
     """AUC of each score; ``columns`` by condition and seed, as of :meth:`Run.between`."""
+    scored = [condition for condition in SCORED if condition in columns]
     rows = []
     for title, score in SCORES.items():
         cells = [
             spread([mean_auc(of_seed, score, kind) for of_seed in columns[condition]])
-            for condition in SCORED
+            for condition in scored
             for kind in KINDS.values()
         ]
         rows.append([title, *cells])
-    header = [f"{kind}, {condition}" for condition in SCORED for kind in KINDS]
+    header = [f"{kind}, {condition}" for condition in scored for kind in KINDS]
     return markdown_table(["AUC of the score", *header], rows)
 
 
 def report_classes(
     columns: Mapping[str, list[dict[str, np.ndarray]]], names: Mapping[int, str]
 ) -> str:
-    """AUC of the combined score by category."""
+    """AUC of the combined score's evidence by category."""
+    scored = [condition for condition in SCORED if condition in columns]
     kinds = {title: kind for title, kind in KINDS.items() if kind != "ambiguous"}
     aucs = [
-        [class_aucs(of_seed, "score", kind) for of_seed in columns[condition]]
-        for condition in SCORED
+        [class_aucs(of_seed, "evidence_score", kind) for of_seed in columns[condition]]
+        for condition in scored
         for kind in kinds.values()
     ]
-    some = columns["clean"][0]
+    some = columns[scored[0]][0]
     ambiguous = set(some["category_id"][some["ambiguous"]].tolist())
     rows = [
         [f"{name}{' (ambiguous)' if key in ambiguous else ''}"]
         + [spread([by_class.get(key, np.nan) for by_class in column]) for column in aucs]
         for key, name in names.items()
     ]
-    header = [f"{kind}, {condition}" for condition in SCORED for kind in kinds]
-    return markdown_table(["AUC of the combined score", *header], rows)
+    header = [f"{kind}, {condition}" for condition in scored for kind in kinds]
+    return markdown_table(["AUC of the combined score's evidence", *header], rows)
 
 
 def report_acceptance(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
     """What each policy accepted, in ambiguous categories and in all."""
     keys = ("good accepted", "bad accepted", "bad of accepted")
     rows = []
-    for condition in ("polluted", "random", "gal", "oracle"):
+    for condition in (c for c in ("polluted", "random", "gal", "oracle") if c in columns):
         ambiguous = [acceptance(select(c, c["ambiguous"])) for c in columns[condition]]
         everywhere = [acceptance(c) for c in columns[condition]]
         cells = [
@@ -332,21 +348,20 @@ def report_acceptance(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str
             for of_seeds in (ambiguous, everywhere)
             for key in keys
         ]
-        rows.append(["accept all" if condition == "polluted" else condition, *cells])
+        rows.append([TITLES.get(condition, condition), *cells])
     header = [f"{key}, {where}" for where in ("ambiguous", "all") for key in keys]
     return markdown_table(["policy", *header], rows)
 
 
 def report_precision(runs: Mapping[str, list[Run]]) -> str:
-    titles = {"clean": "accept none", "polluted": "accept all"}
     columns = [(task, metric) for task in ("bbox", "segm") for metric in ("AP", "APr")]
     rows = []
-    for condition in CONDITIONS:
+    for condition in runs:
         cells = [
             spread([run.metrics[task][metric] for run in runs[condition]], 1)
             for task, metric in columns
         ]
-        rows.append([titles.get(condition, condition), *cells])
+        rows.append([TITLES.get(condition, condition), *cells])
     header = [f"{'box' if task == 'bbox' else 'mask'} {metric}" for task, metric in columns]
     return markdown_table(["policy", *header], rows)
 
@@ -359,15 +374,17 @@ def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
     edges = np.linspace(0, 1, WINDOWS + 1)
-    centres = (edges[1:] + edges[:-1]) / 2 * runs["clean"][0].steps
-    for axis, condition in zip(axes, SCORED, strict=False):
+    model = next(condition for condition in ("gal", *SCORED) if condition in runs)
+    centres = (edges[1:] + edges[:-1]) / 2 * runs[model][0].steps
+    scores = {"score": "score", "evidence so far": "evidence_score"}
+    for axis, (name, score) in zip(axes, scores.items(), strict=False):
         for title, kind in KINDS.items():
-            value = functools.partial(mean_auc, score="score", kind=kind)
-            draw_curve(axis, centres, edges, runs[condition], title, value)
-        axis.set(title=f"{condition} model: AUC of the score", ylim=(0.4, 1), xlabel="step")
+            value = functools.partial(mean_auc, score=score, kind=kind)
+            draw_curve(axis, centres, edges, runs[model], title, value)
+        axis.set(title=f"{model}: AUC of the {name}", ylim=(0.4, 1), xlabel="step")
         axis.axhline(0.9, color="0.8", linewidth=1, zorder=0)
-    for condition in ("polluted", "random", "gal"):
-        title = "accept all" if condition == "polluted" else condition
+    for condition in (c for c in ("polluted", "random", "gal") if c in runs):
+        title = TITLES.get(condition, condition)
         draw_curve(axes[2], centres, edges, runs[condition], title, bad_of_accepted)
     axes[2].set(title="bad of accepted, ambiguous categories", ylim=(0, 1), xlabel="step")
     for axis in axes:
@@ -400,21 +417,26 @@ def draw_curve(
 
 def main(args: argparse.Namespace) -> None:
     logging.getLogger("detectron2").setLevel(logging.WARNING)
+    command = " ".join([COMMAND, *args.options])
     if args.document:
-        check_document(args.document, COMMAND)
+        check_document(args.document, command)
+    if "random" in args.conditions and "gal" not in args.conditions:
+        raise UserError("--conditions has random, which accepts as many as gal: add gal.")
     truth = PoolTruth.read()
     train_all(args)
     runs = {
         condition: [Run.read(run_folder(args, condition, seed), truth) for seed in args.seeds]
         for condition in CONDITIONS
+        if condition in args.conditions
     }
     late = {c: [run.between(args.share, 1) for run in of_seeds] for c, of_seeds in runs.items()}
     names = CategoryNames.from_file(load_metadata("miniature_train").json_file).names
-    steps = runs["gal"][0].steps
+    steps = next(iter(runs.values()))[0].steps
     text = "\n".join(
         [
-            f"`{Path(CONFIG).name}`, {steps} steps, seeds {', '.join(map(str, args.seeds))}: mean "
-            f"± standard deviation. From step {round(args.share * steps)} on.\n",
+            f"`{' '.join([Path(CONFIG).name, *args.options])}`, {steps} steps, seeds "
+            f"{', '.join(map(str, args.seeds))}: mean ± standard deviation. From step "
+            f"{round(args.share * steps)} on.\n",
             report_scores(late),
             report_classes(late, names),
             report_acceptance(late),
@@ -425,7 +447,7 @@ def main(args: argparse.Namespace) -> None:
     draw(runs, args.figure)
     print(f"plot: {args.figure}")
     if args.document:
-        replace_tables(args.document, COMMAND, text)
+        replace_tables(args.document, command, text)
 
 
 if __name__ == "__main__":
@@ -433,6 +455,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument(
         "--share", type=float, default=0.5, help="leave out this first part of the training"

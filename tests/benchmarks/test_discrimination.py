@@ -52,9 +52,14 @@ def test_shares_of_what_was_accepted(columns):
     )
 
 
-def test_mean_of_the_exposures_so_far(columns):
-    means = discrimination.mean_so_far(columns["pool_id"], columns["score"])
-    assert means == pytest.approx([0.5, 0.1, 0.6, 0.6, 0.9, np.nan, 0.2, 0.5], nan_ok=True)
+def test_evidence_so_far_includes_the_step_and_knows_the_area(columns):
+    found = discrimination.evidence_so_far(columns, "score")
+    assert np.isnan(found[5]) and np.isfinite(np.delete(found, 5)).all()
+    assert found[0] == -found[1] > 0  # of the first step: above and below its mean
+    assert found[3] > found[2]  # a good score that confirms an earlier one
+    columns["area"] = np.array([1024.0, 1024, 10, 1024, 10, 10, 10, 10])
+    weak = discrimination.evidence_so_far(columns, "score")
+    assert weak[0] == found[0] and abs(weak[2]) < abs(found[2])
 
 
 def test_a_part_of_the_training_is_cut_out_by_step(columns):

@@ -50,22 +50,25 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """``train(folder, config, *options, resume=False)``: what tools/train_net.py does, in there.
+def train(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., GALTrainer]:
+    """``train(folder, config, *options, resume, num_gpus)``: tools/train_net.py, run in there.
 
-    In this process, since to start one takes longer than the training.
+    In this process, since to start one takes longer than the training. Returns the trainer.
     """
 
     def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
         Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         seed_all_rng(cfg.SEED)
 
-    def run_here(cwd: Path, config: str, *options: str, resume: bool = False) -> None:
+    def run_here(
+        cwd: Path, config: str, *options: str, resume: bool = False, num_gpus: int = 0
+    ) -> GALTrainer:
         monkeypatch.chdir(cwd)
-        arguments = command_line(repository, config, *options, resume=resume)
+        arguments = command_line(repository, config, *options, resume=resume, num_gpus=num_gpus)
         trainer = GALTrainer(setup(argument_parser().parse_args(arguments)))
         trainer.resume_or_load(resume=resume)
         trainer.train()
+        return trainer
 
     # detectron2's loggers would keep this test's streams.
     monkeypatch.setattr("gal_d2.engine.setup.setup_logger", lambda *args, **options: None)

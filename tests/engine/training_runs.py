@@ -22,11 +22,13 @@ SMALL = [
 ]
 
 
-def command_line(repository: Path, config: str, *options: str, resume: bool = False) -> list[str]:
+def command_line(
+    repository: Path, config: str, *options: str, resume: bool = False, num_gpus: int = 0
+) -> list[str]:
     """What a user gives to tools/train_net.py."""
     file = str(repository / f"configs/{config}.yaml")
     flags = ["--resume"] if resume else []
-    return ["--config-file", file, "--num-gpus", "0", *flags, *SMALL, *options]
+    return ["--config-file", file, "--num-gpus", str(num_gpus), *flags, *SMALL, *options]
 
 
 def tiny_stable_diffusion(folder: Path, output: Path) -> list[str]:
