@@ -42,7 +42,7 @@ import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from documents import check_document, markdown_table, replace_tables
-from separation import acceptance, auc, select
+from separation import acceptance, auc, select, spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -203,6 +203,12 @@ def run_folder(args: argparse.Namespace, condition: str, seed: int) -> Path:
     return args.output / f"{condition}-{seed}"
 
 
+def read_runs(args: argparse.Namespace, condition: str, truth: PoolTruth) -> list[Run]:
+    """Of all seeds whose run is finished."""
+    folders = [run_folder(args, condition, seed) for seed in args.seeds]
+    return [Run.read(folder, truth) for folder in folders if (folder / "result.json").is_file()]
+
+
 def accepted_share(args: argparse.Namespace, seed: int) -> float:
     """Share of all pasted instances that `gal` accepted."""
     ledger = Ledger(run_folder(args, "gal", seed) / "ledger")
@@ -290,15 +296,6 @@ def mean_auc(columns: dict[str, np.ndarray], score: str, kind: str) -> float:
 # -- Reports
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and standard deviation over the seeds."""
-    values = np.array(values, dtype=float)
-    if not np.isfinite(values).any():
-        return "-"
-    text = f"{np.nanmean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {np.nanstd(values, ddof=1):.{digits}f}"
-
-
 def report_scores(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
     """AUC of each score; ``columns`` by condition and seed, as of :meth:`Run.between`."""
     scored = [condition for condition in SCORED if condition in columns]
@@ -348,9 +345,9 @@ def report_acceptance(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str
             for of_seeds in (ambiguous, everywhere)
             for key in keys
         ]
-        rows.append([TITLES.get(condition, condition), *cells])
+        rows.append([TITLES.get(condition, condition), len(columns[condition]), *cells])
     header = [f"{key}, {where}" for where in ("ambiguous", "all") for key in keys]
-    return markdown_table(["policy", *header], rows)
+    return markdown_table(["policy", "seeds", *header], rows)
 
 
 def report_precision(runs: Mapping[str, list[Run]]) -> str:
@@ -361,9 +358,9 @@ def report_precision(runs: Mapping[str, list[Run]]) -> str:
             spread([run.metrics[task][metric] for run in runs[condition]], 1)
             for task, metric in columns
         ]
-        rows.append([TITLES.get(condition, condition), *cells])
+        rows.append([TITLES.get(condition, condition), len(runs[condition]), *cells])
     header = [f"{'box' if task == 'bbox' else 'mask'} {metric}" for task, metric in columns]
-    return markdown_table(["policy", *header], rows)
+    return markdown_table(["policy", "seeds", *header], rows)
 
 
 def draw(runs: Mapping[str, list[Run]], path: Path) -> None:
@@ -423,12 +420,12 @@ def main(args: argparse.Namespace) -> None:
     if "random" in args.conditions and "gal" not in args.conditions:
         raise UserError("--conditions has random, which accepts as many as gal: add gal.")
     truth = PoolTruth.read()
-    train_all(args)
-    runs = {
-        condition: [Run.read(run_folder(args, condition, seed), truth) for seed in args.seeds]
-        for condition in CONDITIONS
-        if condition in args.conditions
-    }
+    if not args.finished_only:
+        train_all(args)
+    runs = {c: read_runs(args, c, truth) for c in CONDITIONS if c in args.conditions}
+    runs = {condition: of_seeds for condition, of_seeds in runs.items() if of_seeds}
+    if not runs:
+        raise UserError(f"{args.output} has no finished run: leave out --finished-only.")
     late = {c: [run.between(args.share, 1) for run in of_seeds] for c, of_seeds in runs.items()}
     names = CategoryNames.from_file(load_metadata("miniature_train").json_file).names
     steps = next(iter(runs.values()))[0].steps
@@ -463,6 +460,9 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("output/discrimination"))
     parser.add_argument(
         "--figure", type=Path, default=Path("output/discrimination/discrimination.png")
+    )
+    parser.add_argument(
+        "--finished-only", action="store_true", help="report the runs that are there, train none"
     )
     parser.add_argument("--document", type=Path, help="Markdown file to put the tables into")
     parser.add_argument("options", nargs="*", help="of the config, e.g. SOLVER.MAX_ITER 100")

@@ -1,8 +1,8 @@
 """How good are the best and how bad the worst cut-outs of an offline ranking? Needs the truth.
 
-Reads a ledger (of tools/score_pool.py or of a training) and the truth file of the miniature's pool,
-and prints, by category, how many of the top and of the bottom are good, and the AUC of a good
-against a bad cut-out.
+Reads ledgers (of tools/score_pool.py or of trainings; one for each seed) and the truth file of the
+miniature's pool, and prints, by category, how many of the top and of the bottom are good, and the
+AUC of a good against a bad cut-out.
 
     tools/score_pool.py --config-file configs/miniature_gal.yaml \
       MODEL.WEIGHTS output/miniature_gal/model_final.pth
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from documents import check_document, markdown_table, replace_tables
-from separation import auc
+from separation import auc, spread
 
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
@@ -39,22 +39,29 @@ def figures(good: np.ndarray, top: int) -> tuple[float, float, float, float]:
     return good.mean(), good[:top].sum(), good[-top:].sum(), auc(good, -np.arange(len(good)))
 
 
-def report(ledger: Ledger, truth: PoolTruth, dataset: str, by: str, top: int) -> str:
-    """A table with a row for each category that was scored, and their mean."""
+def report(ledgers: list[Ledger], truth: PoolTruth, dataset: str, by: str, top: int) -> str:
+    """A table with a row for each category that was scored, and their mean; means over ledgers."""
     metadata = load_metadata(dataset)
     ids = sorted(metadata.thing_dataset_id_to_contiguous_id)
-    scored = set(ledger.by_instance()["category_id"].to_pylist())
+    scored = set(ledgers[0].by_instance()["category_id"].to_pylist())
     cells, rows = [], []
     for category_id, name, group in zip(
         ids, metadata.thing_classes, metadata.category_frequency, strict=True
     ):
         if category_id not in scored:
             continue
-        rows.append(figures(good_by_rank(ledger, category_id, by, truth), top))
-        share, best, worst, area = rows[-1]
-        cells.append([f"{name} ({group})", f"{share:.2f}", best, worst, f"{area:.2f}"])
-    share, best, worst, area = np.mean(rows, axis=0)
-    cells.append(["mean", f"{share:.2f}", f"{best:.1f}", f"{worst:.1f}", f"{area:.2f}"])
+        of_ledgers = [
+            figures(good_by_rank(ledger, category_id, by, truth), top) for ledger in ledgers
+        ]
+        rows.append(of_ledgers)
+        share, best, worst, area = np.mean(of_ledgers, axis=0)
+        cells.append(
+            [f"{name} ({group})", f"{share:.2f}", f"{best:.1f}", f"{worst:.1f}", f"{area:.2f}"]
+        )
+    means = np.mean(rows, axis=0)  # (ledgers, 4)
+    cells.append(
+        ["mean", *(spread(column, n) for column, n in zip(means.T, (2, 1, 1, 2), strict=True))]
+    )
     return markdown_table(
         [f"by {by}", "good of all", "good in top", "good in bottom", "AUC"], cells
     )
@@ -63,10 +70,13 @@ def report(ledger: Ledger, truth: PoolTruth, dataset: str, by: str, top: int) ->
 def main(args: argparse.Namespace) -> None:
     if args.document:
         check_document(args.document, COMMAND)
-    truth, ledger = PoolTruth.read(args.truth), Ledger(args.ledger)
-    criterion = args.by or list(criteria(ledger))
-    tables = [report(ledger, truth, args.dataset, by, args.top) for by in criterion]
-    text = f"Top and bottom {args.top} of each category.\n\n" + "\n".join(tables)
+    truth, ledgers = PoolTruth.read(args.truth), [Ledger(path) for path in args.ledgers]
+    criterion = args.by or list(criteria(ledgers[0]))
+    tables = [report(ledgers, truth, args.dataset, by, args.top) for by in criterion]
+    text = f"Top and bottom {args.top} of each category"
+    if len(ledgers) > 1:
+        text += f", means over {len(ledgers)} ledgers ± their standard deviation"
+    text += ".\n\n" + "\n".join(tables)
     print(text)
     if args.document:
         replace_tables(args.document, COMMAND, text)
@@ -76,7 +86,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ledger", type=Path)
+    parser.add_argument("ledgers", type=Path, nargs="+")
     parser.add_argument("--truth", type=Path, default=DEFAULT_FILE)
     parser.add_argument("--dataset", default="miniature_train")
     parser.add_argument("--top", type=int, default=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
@@ -18,6 +20,15 @@ def auc(is_good: np.ndarray, score: np.ndarray) -> float:
     if is_good.all() or not is_good.any():
         return np.nan
     return float(roc_auc_score(is_good, score))
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation over the seeds."""
+    values = np.array(values, dtype=float)
+    if not np.isfinite(values).any():
+        return "-"
+    text = f"{np.nanmean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {np.nanstd(values, ddof=1):.{digits}f}"
 
 
 def select(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -261,12 +261,16 @@ class EvidenceStore:
     def sampling_weights(
         self, pool_ids: np.ndarray | Tensor, classes: np.ndarray | Tensor, *, floor: float = 0.1
     ) -> np.ndarray:
-        """:func:`sampling_weights` of cut-outs, each compared with the scores of its class."""
+        """:func:`sampling_weights` of cut-outs, each compared with its class's level.
+
+        The difference that makes a difference is the standard error of the cut-out's mean: the more
+        scores agree, the surer is what they say.
+        """
         known = self.get(pool_ids, classes)
         return sampling_weights(
             known.mean,
             known.count,
-            scale=known.spread,
+            scale=known.spread / np.sqrt(known.count.clip(min=1)),
             floor=floor,
             prior_count=self.prior_count,
         )

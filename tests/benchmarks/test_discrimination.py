@@ -6,7 +6,7 @@ import discrimination
 import numpy as np
 import pytest
 from discrimination import Run
-from separation import auc
+from separation import auc, spread
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_a_part_of_the_training_is_cut_out_by_step(columns):
 
 
 def test_spread_over_seeds():
-    assert discrimination.spread([0.5]) == "0.50"
-    assert discrimination.spread([0.5, 0.7]) == "0.60 ± 0.14"
-    assert discrimination.spread([np.nan, np.nan]) == "-"
+    assert spread([0.5]) == "0.50"
+    assert spread([0.5, 0.7]) == "0.60 ± 0.14"
+    assert spread([np.nan, np.nan]) == "-"
 
 
 def test_auc_leaves_out_what_has_no_score():
