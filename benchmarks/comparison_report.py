@@ -229,7 +229,7 @@ def draw(main: Mapping[Condition, Records], steps: int, path: Path) -> None:
     for number, (condition, records) in enumerate(main.items()):
         style = {
             "label": condition.title.strip("*"),
-            "color": f"C{number}",
+            "color": "black" if condition.name == "gal" else f"C{number}",
             "linewidth": 2.5 if condition.name == "gal" else 1.3,
             "linestyle": "--" if condition.name in ("none", "all", "oracle") else "-",
         }

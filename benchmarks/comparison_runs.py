@@ -129,7 +129,7 @@ class Trainer:
             UserError: a process failed, or another one is at work in the folder.
         """
         run.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(run.folder) as lock:
+        with locked(run.folder) as lock:
             options = [*run.options, "SEED", str(run.seed), "OUTPUT_DIR", str(run.folder)]
             if run.condition.allow_list:
                 if not run.allow_list.is_file():
@@ -210,7 +210,7 @@ def append_line(path: Path, record: Mapping) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
+def locked(folder: Path) -> Iterator[int]:
     """Nobody else works in the folder; a process that inherits the descriptor holds it, too."""
     with (folder / ".lock").open("w") as file:
         try:
