@@ -108,6 +108,8 @@ def read_run(run: Run, truth: PoolTruth | None, pool: PoolShares | None) -> dict
 def read_precision(path: Path, steps: int) -> dict[str, dict[str, list[float]]]:
     """By task and metric, its values at the ``POINTS`` evaluations; NaN where one is missing.
 
+    detectron2 writes every 20 steps: of evaluations that are closer together the last one stays.
+
     Args:
         path: detectron2's metrics.json; of a step that a resumed run repeated, the later counts.
         steps: of the training.

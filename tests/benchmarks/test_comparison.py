@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from comparison_results import WINDOWS, PoolShares, Results, read_cost, read_pastes, read_precision
 from comparison_runs import Run, Trainer, execute, locked, run_options, write_truth_list
+from detectron2.utils.env import seed_all_rng
 from documents import END, begin
 
 from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.miniature_truth import PoolTruth
 from gal_d2.data.pool import read_allow_list, write_allow_list
+from gal_d2.engine.setup import load_config, resolve_datasets
+from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 
 KNOWN = comparison.conditions(rate=0.27, by_clip=False)
@@ -309,30 +314,65 @@ def test_the_figure_is_drawn(finished, tmp_path):
     assert (tmp_path / "sub/figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-# -- All of it
+# -- On a tiny miniature
 
 
-@pytest.mark.slow
-def test_a_small_comparison_resumes_and_writes_its_tables(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory) -> Path:
     config = MiniatureConfig(
         train_images=12, val_images=3, pool_per_category=3, object_source="digits"
     )
-    root = prepare_miniature(tmp_path / "miniature", tmp_path / "sources", config)
-    data = [
-        text
-        for key, split in (("TRAIN", "train"), ("VAL", "val"))
-        for text in (
-            f"GAL.DATA.{key}",
-            str((str(root / f"annotations/miniature_{split}.json"), str(root / f"images/{split}"))),
+    folder = tmp_path_factory.mktemp("miniature")
+    return prepare_miniature(folder / "miniature", folder / "sources", config)
+
+
+def options_of(root: Path) -> list[str]:
+    pairs = {
+        f"GAL.DATA.{key}": str(
+            (str(root / f"annotations/miniature_{split}.json"), str(root / f"images/{split}"))
         )
-    ]
-    options = [*data, "SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1"]
+        for key, split in (("TRAIN", "train"), ("VAL", "val"))
+    }
+    data = [text for pair in pairs.items() for text in pair]
+    return [*data, "SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1"]
+
+
+def test_one_seed_gives_all_conditions_the_same_weights_and_real_images(miniature, tmp_path):
+    args = comparison.parse_arguments(
+        ["--output", str(tmp_path), "--pool", str(miniature / "pool"), "--", *options_of(miniature)]
+    )
+    found = {}
+    for name in ("none", "all", "random", "batch", "no_loop", "gal"):
+        condition = KNOWN[name]
+        files = comparison.config_files("miniature")
+        (run, *_) = comparison.plan_runs(args, [condition], files, 100)
+        # Nothing is pasted, so that only the real images are compared.
+        nothing = ["GAL.COPY_PASTE.MAX_PASTES", "0", "MODEL.DEVICE", "cpu"]
+        cfg = load_config(str(files[condition.config]), [*run.options, *nothing])
+        resolve_datasets(cfg)
+        cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
+        seed_all_rng(7)
+        weights = GALTrainer.build_model(cfg).state_dict()
+        batches = list(itertools.islice(GALTrainer.build_train_loader(cfg, seed=7), 8))
+        found[name] = weights, [sample for batch in batches for sample in batch]
+    expected_weights, expected = found.pop("none")
+    for weights, samples in found.values():
+        assert [s["image_id"] for s in samples] == [s["image_id"] for s in expected]
+        assert all(
+            torch.equal(a["image"], b["image"]) for a, b in zip(samples, expected, strict=True)
+        )
+        assert weights.keys() == expected_weights.keys()
+        assert all(torch.equal(value, expected_weights[key]) for key, value in weights.items())
+
+
+@pytest.mark.slow
+def test_a_small_comparison_resumes_and_writes_its_tables(miniature, tmp_path, monkeypatch, capsys):
     document = tmp_path / "results.md"
     arguments = [
         *("--steps", "5", "--seeds", "0", "--jobs", "1", "--num-gpus", "0"),
-        *("--pool", str(root / "pool"), "--output", str(tmp_path / "out")),
+        *("--pool", str(miniature / "pool"), "--output", str(tmp_path / "out")),
         *("--figure", str(tmp_path / "figure.png"), "--document", str(document)),
-        *("--conditions", "feature", "gal", "--", *options),
+        *("--conditions", "feature", "gal", "--", *options_of(miniature)),
     ]
     args = comparison.parse_arguments(arguments)
     document.write_text(f"{begin(comparison.document_command(args))}{END}")
