@@ -19,7 +19,6 @@ from comparison_runs import Run, Trainer, execute, locked, run_options, write_tr
 from detectron2.utils.env import seed_all_rng
 from documents import END, begin
 
-from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
 from gal_d2.data.miniature_truth import PoolTruth
 from gal_d2.data.pool import read_allow_list, write_allow_list
 from gal_d2.engine.setup import load_config, resolve_datasets
@@ -27,6 +26,7 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 
 KNOWN = comparison.conditions(rate=0.27, by_clip=False)
+FEW = ("SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1")
 TRUTH = PoolTruth(
     np.arange(6),
     np.array(["good", "good", "noise", "good", "noise", "noise"]),
@@ -317,29 +317,19 @@ def test_the_figure_is_drawn(finished, tmp_path):
 # -- On a tiny miniature
 
 
-@pytest.fixture(scope="module")
-def miniature(tmp_path_factory) -> Path:
-    config = MiniatureConfig(
-        train_images=12, val_images=3, pool_per_category=3, object_source="digits"
-    )
-    folder = tmp_path_factory.mktemp("miniature")
-    return prepare_miniature(folder / "miniature", folder / "sources", config)
-
-
-def options_of(root: Path) -> list[str]:
-    pairs = {
-        f"GAL.DATA.{key}": str(
-            (str(root / f"annotations/miniature_{split}.json"), str(root / f"images/{split}"))
-        )
-        for key, split in (("TRAIN", "train"), ("VAL", "val"))
-    }
-    data = [text for pair in pairs.items() for text in pair]
-    return [*data, "SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1"]
-
-
-def test_one_seed_gives_all_conditions_the_same_weights_and_real_images(miniature, tmp_path):
+def test_one_seed_gives_all_conditions_the_same_weights_and_real_images(
+    miniature, miniature_options, tmp_path
+):
     args = comparison.parse_arguments(
-        ["--output", str(tmp_path), "--pool", str(miniature / "pool"), "--", *options_of(miniature)]
+        [
+            "--output",
+            str(tmp_path),
+            "--pool",
+            str(miniature / "pool"),
+            "--",
+            *miniature_options,
+            *FEW,
+        ]
     )
     found = {}
     for name in ("none", "all", "random", "batch", "no_loop", "gal"):
@@ -366,13 +356,15 @@ def test_one_seed_gives_all_conditions_the_same_weights_and_real_images(miniatur
 
 
 @pytest.mark.slow
-def test_a_small_comparison_resumes_and_writes_its_tables(miniature, tmp_path, monkeypatch, capsys):
+def test_a_small_comparison_resumes_and_writes_its_tables(
+    miniature, miniature_options, tmp_path, monkeypatch, capsys
+):
     document = tmp_path / "results.md"
     arguments = [
         *("--steps", "5", "--seeds", "0", "--jobs", "1", "--num-gpus", "0"),
         *("--pool", str(miniature / "pool"), "--output", str(tmp_path / "out")),
         *("--figure", str(tmp_path / "figure.png"), "--document", str(document)),
-        *("--conditions", "feature", "gal", "--", *options_of(miniature)),
+        *("--conditions", "feature", "gal", "--", *miniature_options, *FEW),
     ]
     args = comparison.parse_arguments(arguments)
     document.write_text(f"{begin(comparison.document_command(args))}{END}")

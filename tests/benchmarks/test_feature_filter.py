@@ -1,12 +1,17 @@
-"""benchmarks/feature_filter.py: features of real objects; the rest is in test_comparison.py."""
+"""benchmarks/feature_filter.py: real objects' features, and CLIP; test_comparison.py runs it."""
 
 from __future__ import annotations
 
 import feature_filter
+import numpy as np
 import pytest
+import tiny_models
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
+
+from gal_d2.data.miniature_truth import PoolTruth
+from gal_d2.engine.setup import load_config, resolve_datasets
 
 
 class Heads(nn.Module):
@@ -59,3 +64,17 @@ def test_mean_of_unit_vectors_by_class(cascade):
     mean = feature_filter.mean_features(Model(cascade), iter(batches), 3)
     expected = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.3, 0.9]])
     torch.testing.assert_close(mean, expected)
+
+
+def test_likeness_by_clip(repository, miniature, miniature_options, tmp_path):
+    config_file = str(repository / "configs/miniature_copypaste.yaml")
+    options = [*miniature_options, "GAL.POOL.ROOT", str(miniature / "pool"), "MODEL.DEVICE", "cpu"]
+    cfg = load_config(config_file, options)
+    resolve_datasets(cfg)
+    pool_ids = PoolTruth.read(miniature / "pool_truth.parquet").pool_id
+    clip = str(tiny_models.save_clip(tmp_path / "clip"))
+    values = feature_filter.likeness_by_clip(cfg, pool_ids, clip)
+    assert set(values) <= set(pool_ids.tolist())
+    assert len(values) >= 3 * 5  # of each category that the scenes have an object of
+    assert len(set(values.values())) > 10
+    assert (np.abs(list(values.values())) <= 1 + 1e-5).all()
