@@ -15,7 +15,8 @@ weights and see the same real images in the same order.
 - oracle: only good cut-outs, by the truth file beside the pool, where there is one.
 
 Finished runs are kept, one line each in OUTPUT/runs.jsonl, and not repeated; what was killed goes
-on where it was.
+on where it was. Runs are known by their config and options, not by the code: after a change of
+code, give another --output.
 
     python benchmarks/comparison.py --document docs/results.md
     python benchmarks/comparison.py --steps 700 --seeds 0 --conditions all gal
@@ -123,15 +124,15 @@ def plan_runs(
         options = (*common, *condition.options, *args.options)
         cfg = load_config(str(files[condition.config]), list(options))  # finds mistakes at once
         described = json.dumps(CfgNode.load_yaml_with_base(str(files[condition.config])))
-        # A default that changes makes the runs stale that look at it, and no others.
-        scoring = str(cfg.GAL) if cfg.GAL.SCORER.ENABLED else ""
+        # A default that changes makes our own runs stale, not those they are compared with.
+        ours = str(cfg.GAL) if condition.config == "gal" else ""
         filtered = {
             "": (),
             "truth": (),
             "feature": (args.keep, args.clip),
             "offline": (args.keep, PLACEMENTS),
         }[condition.allow_list]
-        digest = digest_of(condition.allow_list, described, options, scoring, filtered)
+        digest = digest_of(condition.allow_list, described, options, ours, filtered)
         for seed in args.seeds:
             slug = "".join(c if c.isalnum() or c == "_" else "-" for c in condition.name)
             folder = args.output / f"{slug}-seed{seed}-{digest}"

@@ -93,7 +93,8 @@ def run_options(steps: int) -> list[str]:
     return [
         *("SOLVER.MAX_ITER", str(steps), "TEST.EVAL_PERIOD", str(steps // POINTS)),
         # Apart from the evaluations, so that a run killed between the two misses none.
-        *("SOLVER.CHECKPOINT_PERIOD", str(steps // 3 + 1), "GAL.SCORER.PICTURE_PERIOD", "0"),
+        *("SOLVER.CHECKPOINT_PERIOD", str(min(steps // 3 + 1, 5000))),
+        *("GAL.SCORER.PICTURE_PERIOD", "0"),
     ]
 
 
