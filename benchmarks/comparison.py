@@ -71,7 +71,8 @@ def conditions(rate: float, by_clip: bool) -> dict[str, Condition]:
         *("GAL.ACCEPT.POLICY", "random", "GAL.ACCEPT.RATE", str(rate)),
     )
     no_loop = (
-        *("GAL.POOL.SAMPLER", "uniform_class", "GAL.ACCEPT.POLICY", "quantile"),
+        *("GAL.POOL.SAMPLER", "uniform_class", "GAL.AUDITION.IMAGES", "0.0"),
+        *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
         *("GAL.ACCEPT.QUANTILE.START_RATE", str(rate), "GAL.ACCEPT.QUANTILE.END_RATE", str(rate)),
     )
     feature = "filtered by CLIP" if by_clip else "filtered by likeness"

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from gal_d2.data.copy_paste import PasteOptions
 from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
 from gal_d2.data.datasets import load_metadata
-from gal_d2.data.placements import PlacementDataset, sample_per_category
+from gal_d2.data.placements import AuditionImages, sample_per_category
 from gal_d2.data.pool import CorruptCutOutError, InstancePool, write_allow_list
 from gal_d2.data.statistics import category_statistics
 from gal_d2.engine.launch import run_tool
@@ -45,6 +45,7 @@ from gal_d2.scoring.ranking import KeepRule, keep_by_category
 logger = logging.getLogger("gal_d2")
 
 REAL_PER_CLASS = 64  # at least, as far as there are
+GROUP = 32  # cut-outs that share a forward pass
 BATCH_SIZE = 8
 
 
@@ -99,9 +100,12 @@ def likeness_by_features(cfg: CfgNode, pool_ids: np.ndarray, placements: int) ->
     mean = mean_features(model, _batches(cfg, real, "real objects"), num_classes)
 
     scale_mean, scale_std = class_scales([category_statistics(name) for name in cfg.DATASETS.TRAIN])
-    keys = [(pool_id, number) for pool_id in pool_ids.tolist() for number in range(placements)]
-    candidates = PlacementDataset(
-        np.array(keys, np.int64),
+    orders = [np.random.default_rng(number).permutation(pool_ids) for number in range(placements)]
+    keys = np.concatenate(
+        [np.stack([ids, np.full_like(ids, number)], axis=1) for number, ids in enumerate(orders)]
+    )
+    candidates = AuditionImages(
+        [keys[start : start + GROUP] for start in range(0, len(keys), GROUP)],
         scenes=scenes,
         pool=InstancePool(cfg.GAL.POOL.ROOT),
         class_of_category=metadata.thing_dataset_id_to_contiguous_id,
@@ -112,7 +116,7 @@ def likeness_by_features(cfg: CfgNode, pool_ids: np.ndarray, placements: int) ->
         options=PasteOptions.from_config(cfg),
     )
     values: dict[int, list[float]] = {}
-    for samples in _batches(cfg, candidates, "candidates"):
+    for (samples,) in _batches(cfg, candidates, "candidates", size=1):
         instances = [sample["instances"] for sample in samples]
         classes = torch.cat([i.gt_classes for i in instances])
         readable = torch.cat([i.gt_boxes.nonempty() for i in instances])
@@ -161,10 +165,8 @@ def likeness_by_clip(cfg: CfgNode, pool_ids: np.ndarray, name: str) -> dict[int,
     return {pool_id: value for pool_id, value in values.items() if np.isfinite(value)}
 
 
-def _batches(cfg: CfgNode, dataset: Dataset, what: str) -> Iterator[list[dict]]:
-    loader = DataLoader(
-        dataset, BATCH_SIZE, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list
-    )
+def _batches(cfg: CfgNode, dataset: Dataset, what: str, size: int = BATCH_SIZE) -> Iterator[list]:
+    loader = DataLoader(dataset, size, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list)
     return iter(tqdm(loader, desc=what, unit=" steps", disable=None))
 
 

@@ -100,9 +100,9 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # "posterior": CANDIDATES cut-outs of the class are drawn uniformly; one of the BEST of them is
     # pasted, uniformly. Their values are drawn from the posterior, whose standard deviations are
     # multiplied by TEMPERATURE.
-    gal.POOL.CANDIDATES = 8
-    gal.POOL.BEST = 2
-    gal.POOL.TEMPERATURE = 1.0
+    gal.POOL.CANDIDATES = 12
+    gal.POOL.BEST = 3
+    gal.POOL.TEMPERATURE = 0.7
 
     # State that samples depend on (the posterior, a growing pool) changes for them every PERIOD
     # steps, LAG periods late: LAG x PERIOD covers the batches that the loader makes ahead.
@@ -127,7 +127,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.AUDITION = CfgNode()
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
     # training image, about; 0: no auditions.
-    gal.AUDITION.IMAGES = 0.15
+    gal.AUDITION.IMAGES = 0.1
     # Steps between two rounds of auditions.
     gal.AUDITION.PERIOD = 100
 

@@ -115,9 +115,9 @@ class DrawRule:
         UserError: a value makes no sense.
     """
 
-    candidates: int = 8
-    best: int = 2
-    temperature: float = 1.0
+    candidates: int = 12
+    best: int = 3
+    temperature: float = 0.7
 
     def __post_init__(self) -> None:
         if self.candidates < 1:

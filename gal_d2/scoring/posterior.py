@@ -7,8 +7,9 @@ value is formed, because each finds its own kind of fault and a mixture is worse
 
 - *Relative to the class.* A score s counts as r = (s - l) / d, with l the level and d the spread of
   its class's candidates at that time. The level must not rise because better cut-outs are drawn, so
-  it is the mean of s - d q, with q what the posterior expected of the cut-out: what is known about
-  those that are drawn is taken out again. Training and auditions have levels of their own.
+  it is the mean of s - d q, with q what the posterior expected of the cut-out beyond the mean of
+  all cut-outs of the class: what is known about those that are drawn is taken out again. Training
+  and auditions have levels of their own.
 - *Later scores weigh more, covered objects less.* A score of step t on a visible area of a pixels
   weighs (t + 1) * min(1, a / a1).
 - *Few scores say little.* The prior is worth n0 scores of full weight: see
@@ -42,6 +43,8 @@ _LEVEL_SCORES = 64  # scores that a class's level and spread are an average of, 
 _FEW_SCORES = 8  # with fewer, a class has the spread of all classes
 _MAX_DEVIATION = 3.0  # a score further from its level says no more; in spreads
 _LEAST_LOSS = 1e-6
+_BY_SLOT = ("ids", "count", "auditions", "weight", "mean")
+_BY_CLASS = ("sum", "number", "level", "square", "seen")
 _SIGNAL = re.compile(r"(\w+)_(score|loss)")
 
 
@@ -141,6 +144,9 @@ class Posterior:
         self._weight = np.empty((0, size))
         self._mean = np.empty((0, size))
         self._changed = np.empty(0, bool)
+        # By class: the sum of the means of its cut-outs, by signal, and their number.
+        self._sum = np.zeros((num_classes, size))
+        self._number = np.zeros(num_classes, np.int64)
         # By source, class and signal: moving averages of the level and of the squared deviation,
         # and what their weights add up to (they start at 0).
         self._level = np.zeros((_NUM_SOURCES, num_classes, size))
@@ -231,7 +237,7 @@ class Posterior:
         order = np.lexsort((areas, *values.T[::-1], ids))
         ids, classes, areas, values = ids[order], classes[order], areas[order], values[order]
         known = np.isfinite(values)
-        expected = self.get(ids).mean
+        expected = self._expected(ids, classes)
         self._move_levels(classes, np.where(known, values, 0.0), known, expected, source)
         level = self._average(self._level, source)[classes]
         spread = self._spread(source)[classes]
@@ -241,7 +247,10 @@ class Posterior:
 
         share = np.where(np.isfinite(areas), areas, self.full_area) / self.full_area
         weight = ((self.step + 1) * share.clip(1e-3, 1.0))[:, None] * known
-        unique, rows, added = np.unique(ids, return_inverse=True, return_counts=True)
+        unique, first, rows, added = np.unique(
+            ids, return_index=True, return_inverse=True, return_counts=True
+        )
+        known_before = len(self)
         slots = self._slots_of(unique)
         self._count[slots] += added
         if source == AUDITION:
@@ -253,8 +262,21 @@ class Posterior:
         np.add.at(new_sum, rows, weight * deviation)
         total = self._weight[slots] + new_weight
         summed = self._weight[slots] * self._mean[slots] + new_sum
-        self._mean[slots] = np.divide(summed, total, out=np.zeros_like(total), where=total > 0)
+        mean = np.divide(summed, total, out=np.zeros_like(total), where=total > 0)
+        np.add.at(self._sum, classes[first], mean - self._mean[slots])
+        np.add.at(self._number, classes[first], slots >= known_before)
+        self._mean[slots] = mean
         self._weight[slots] = total
+
+    def _expected(self, ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """(N, S) quality of each cut-out beyond the mean of all cut-outs of its class."""
+        slots = self._index.find(ids)
+        known = slots >= 0
+        centre = self._sum[classes[known]] / self._number[classes[known], None].clip(min=1)
+        weight, mean = self._weight[slots[known]], self._mean[slots[known]]
+        expected = np.zeros((len(ids), len(self.signals)))
+        expected[known], _ = posterior_moments(weight, mean - centre, self.step, self.prior_count)
+        return expected
 
     def _move_levels(
         self,
@@ -309,10 +331,10 @@ class Posterior:
         return slots
 
     def _grow(self, size: int) -> None:
-        for name in ("_ids", "_count", "_auditions", "_weight", "_mean", "_changed"):
-            column = getattr(self, name)
+        for name in (*_BY_SLOT, "changed"):
+            column = getattr(self, f"_{name}")
             spare = np.zeros((size - len(column), *column.shape[1:]), column.dtype)
-            setattr(self, name, np.concatenate([column, spare]))
+            setattr(self, f"_{name}", np.concatenate([column, spare]))
 
     # -- Asking
 
@@ -364,11 +386,8 @@ class Posterior:
 
     def state_dict(self) -> dict:
         size = len(self)
-        arrays = {
-            name: getattr(self, f"_{name}")[:size].copy()
-            for name in ("ids", "count", "auditions", "weight", "mean")
-        }
-        arrays |= {name: getattr(self, f"_{name}").copy() for name in ("level", "square", "seen")}
+        arrays = {name: getattr(self, f"_{name}")[:size].copy() for name in _BY_SLOT}
+        arrays |= {name: getattr(self, f"_{name}").copy() for name in _BY_CLASS}
         state: dict = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return state | {"step": self.step, "signals": list(self.signals)}
 
@@ -382,7 +401,7 @@ class Posterior:
                 "(GAL.POSTERIOR.SIGNALS), or there is none: it starts empty."
             )
             return
-        for name in ("ids", "count", "auditions", "weight", "mean", "level", "square", "seen"):
+        for name in (*_BY_SLOT, *_BY_CLASS):
             setattr(self, f"_{name}", state[name].numpy().copy())
         self._changed = np.ones(len(self._ids), bool)
         self.step = int(state["step"])
