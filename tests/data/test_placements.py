@@ -3,10 +3,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.data import transforms as T
 
 from gal_d2.data.copy_paste import PasteOptions
-from gal_d2.data.placements import PlacementDataset, sample_per_category
+from gal_d2.data.placements import AuditionImages, sample_per_category
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.errors import UserError
 
@@ -38,7 +39,8 @@ def scenes(tmp_path) -> list[dict]:
     return records
 
 
-def dataset(pool, scenes, keys, **changes) -> PlacementDataset:
+def dataset(pool, scenes, keys, **changes) -> AuditionImages:
+    """Each cut-out on an image of its own."""
     arguments = {
         "scenes": scenes,
         "pool": pool,
@@ -49,7 +51,7 @@ def dataset(pool, scenes, keys, **changes) -> PlacementDataset:
         "options": PasteOptions(aspect_jitter=0.0, flip_prob=0.0),
         **changes,
     }
-    return PlacementDataset(keys, **arguments)
+    return AuditionImages([np.array([key]) for key in keys], **arguments)
 
 
 def ids(pool: InstancePool) -> dict[str, int]:
@@ -64,7 +66,7 @@ def ids(pool: InstancePool) -> dict[str, int]:
 def test_a_sample_is_the_cut_out_alone_and_whole(pool, scenes):
     red = ids(pool)["3"]
     keys = [(red, number) for number in range(20)]
-    for sample in dataset(pool, scenes, keys):
+    for (sample,) in dataset(pool, scenes, keys):
         instances = sample["instances"]
         assert len(instances) == 1 and instances.gt_classes.tolist() == [0]
         assert instances.pool_id.tolist() == [red] and instances.instance_source.tolist() == [1]
@@ -85,25 +87,25 @@ def test_a_placement_depends_on_its_own_key_alone(pool, scenes):
     forward = dataset(pool, scenes, keys)
     backward = dataset(pool, scenes, keys[::-1])
     for index, key in enumerate(keys):
-        sample, same = forward[index], backward[len(keys) - 1 - index]
+        (sample,), (same,) = forward[index], backward[len(keys) - 1 - index]
         assert sample["image_id"] == same["image_id"], key
         assert (sample["image"] == same["image"]).all()
     other = dataset(pool, scenes, keys, seed=1)
-    assert any((forward[i]["image"] != other[i]["image"]).any() for i in range(len(keys)))
-    places = {tuple(forward[i]["instances"].gt_boxes.tensor[0].tolist()) for i in range(2)}
+    assert any((forward[i][0]["image"] != other[i][0]["image"]).any() for i in range(len(keys)))
+    places = {tuple(forward[i][0]["instances"].gt_boxes.tensor[0].tolist()) for i in range(2)}
     assert len(places) == 2  # the placements of one cut-out differ
 
 
 def test_the_image_is_brought_to_test_size(pool, scenes):
     data = dataset(pool, scenes, [(ids(pool)["3"], 0)], augmentations=[T.Resize((128, 128))])
-    sample = data[0]
+    (sample,) = data[0]
     assert sample["image"].shape == (3, 128, 128)
     assert sample["instances"].gt_masks.tensor.sum() == 32 * 32
     assert (sample["height"], sample["width"]) == (SIDE, SIDE)
 
 
 def test_a_cut_out_without_foreground_has_no_box(pool, scenes):
-    (sample,) = dataset(pool, scenes, [(ids(pool)["faint"], 0)])
+    ((sample,),) = dataset(pool, scenes, [(ids(pool)["faint"], 0)])
     assert sample["instances"].gt_boxes.tensor.tolist() == [[0, 0, 0, 0]]
     assert not sample["instances"].gt_masks.tensor.any()
 
@@ -113,11 +115,44 @@ def test_images_that_cannot_be_read_are_passed_over(pool, scenes, caplog):
         record["file_name"] += ".gone"
     keys = [(ids(pool)["3"], number) for number in range(3)]
     # Of four images one is left; ten draws miss it with probability .75 ** 10.
-    assert {sample["image_id"] for sample in dataset(pool, scenes, keys)} == {100}
+    assert {sample["image_id"] for (sample,) in dataset(pool, scenes, keys)} == {100}
     assert "Another one is taken" in caplog.text
     scenes[0]["file_name"] += ".gone"
     with pytest.raises(UserError, match="10 real images in a row cannot be read"):
         dataset(pool, scenes, keys)[0]
+
+
+def test_several_share_an_image_and_do_not_touch(pool, scenes):
+    red, green, faint = (ids(pool)[name] for name in ("3", "12", "faint"))
+    group = np.array([(i, n) for n in range(10) for i in (red, green)] + [(faint, 0)])
+    samples = AuditionImages(
+        [group],
+        scenes=scenes,
+        pool=pool,
+        class_of_category={3: 0, 12: 1},
+        scale_mean=np.array([0.2, 0.3]),
+        scale_std=np.zeros(2),
+        image_format="RGB",
+        options=PasteOptions(),
+    )[0]
+    keys = [
+        (pool_id, number)
+        for sample in samples
+        for pool_id, number in zip(
+            sample["instances"].pool_id.tolist(), sample["placement"].tolist(), strict=True
+        )
+    ]
+    assert sorted(keys) == sorted(map(tuple, group.tolist()))  # each once
+    assert 1 < len(samples) < 7  # about 4 and more of them an image
+    for sample in samples:
+        boxes = sample["instances"].gt_boxes.tensor
+        boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+        overlap = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - torch.maximum(
+            boxes[:, None, :2], boxes[None, :, :2]
+        )
+        touching = (overlap >= 0).all(-1)
+        assert torch.equal(touching, torch.eye(len(boxes), dtype=torch.bool))
+        assert sample["instances"].gt_masks.tensor.sum(0).max() == 1
 
 
 def record_of(*classes: int, crowd: bool = False) -> dict:

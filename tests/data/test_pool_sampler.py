@@ -13,11 +13,12 @@ from gal_d2 import add_gal_config
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.pool_sampler import (
     POOL_SAMPLER_REGISTRY,
-    LedgerSampler,
+    DrawRule,
+    PosteriorSampler,
     UniformClassSampler,
     build_pool_sampler,
-    weights_of,
 )
+from gal_d2.data.posterior_view import PosteriorView
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.errors import UserError
 
@@ -89,62 +90,102 @@ def test_build_by_name(tmp_path: Path) -> None:
         build_pool_sampler(cfg, InstancePool(tmp_path), [1])
 
 
-def shares(sampler: LedgerSampler, pool_ids: np.ndarray, step: int) -> np.ndarray:
+def view_of(root: Path, ids: np.ndarray, mean: list[float], weight: float) -> PosteriorView:
+    """At steps from 20 on, each of ``ids`` has this mean in the only signal; nothing before."""
+    snapshots = Snapshots(root / "snapshots", period=10)
+    nothing = np.empty((0, 1), np.float32)
+    common = {
+        "posterior.is_whole": np.array(True),
+        "posterior.step": np.array(9),
+        "posterior.prior_count": np.array(1.0),
+        "posterior.weights": np.ones(1),
+        "posterior.ceilings": np.full(1, np.inf),
+    }
+    empty = {"pool_ids": np.empty(0, np.int64), "weight": nothing, "mean": nothing}
+    snapshots.write(0, common | {f"posterior.{name}": array for name, array in empty.items()})
+    order = np.argsort(ids)
+    known = {
+        "pool_ids": ids[order],
+        "weight": np.full((len(ids), 1), weight, np.float32),
+        "mean": np.array(mean, np.float32)[order, None],
+    }
+    snapshots.write(1, common | {f"posterior.{name}": array for name, array in known.items()})
+    return PosteriorView(snapshots)
+
+
+def shares(sampler: PosteriorSampler, pool_ids: np.ndarray, step: int) -> np.ndarray:
     drawn = sampler.sample(8000, np.random.default_rng(0), step)
     return np.array([(drawn == pool_id).mean() for pool_id in pool_ids])
 
 
-def test_ledger_draws_by_weight_within_the_class(tmp_path: Path) -> None:
+def test_the_best_of_the_candidates_are_drawn_alike(tmp_path: Path) -> None:
     fill(tmp_path / "pool", {3: 4, 5: 1})
     pool = InstancePool(tmp_path / "pool")
-    snapshots = Snapshots(tmp_path / "snapshots", period=10)
-    sampler = LedgerSampler(pool, [3, 5], snapshots)
     ids = pool.ids(3)
-    known = np.sort(ids[[1, 3]])
-    weights = np.where(known == ids[1], 0.2, 0.8)
-    snapshots.write(0, {})
-    snapshots.write(1, {"evidence.pool_ids": known, "evidence.weights": weights})
-    assert shares(sampler, ids, 19) == pytest.approx([1 / 8] * 4, abs=0.015)
-    # Half of the draws are class 5's; the unknown two have weight 1.
-    expected = np.array([1, 0.2, 1, 0.8]) / 3 / 2
-    assert shares(sampler, ids, 20) == pytest.approx(expected, abs=0.015)
-    assert shares(sampler, pool.ids(5), 20) == pytest.approx([0.5], abs=0.02)
-    assert shares(sampler, ids, 0) == pytest.approx([1 / 8] * 4, abs=0.015)  # and back again
+    view = view_of(tmp_path, ids, [0.0, 3.0, 1.0, 2.0], weight=1e6)
+    best = PosteriorSampler(pool, [3, 5], view, DrawRule(2, 1, 0.0))
+    assert shares(best, ids, 19) == pytest.approx([1 / 8] * 4, abs=0.015)
+    # The better of two drawn with replacement; half of the draws are class 5's.
+    expected = np.array([1, 7, 3, 5]) / 16 / 2
+    assert shares(best, ids, 20) == pytest.approx(expected, abs=0.015)
+    assert shares(best, pool.ids(5), 20) == pytest.approx([0.5], abs=0.02)
+    assert shares(best, ids, 0) == pytest.approx([1 / 8] * 4, abs=0.015)  # and back again
+    any_of_two = PosteriorSampler(pool, [3, 5], view, DrawRule(2, 2, 0.0))
+    assert shares(any_of_two, ids, 20) == pytest.approx([1 / 8] * 4, abs=0.015)
 
 
-def test_ledger_draws_are_a_function_of_generator_and_step(tmp_path: Path) -> None:
+def test_what_is_uncertain_has_its_chance(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", {3: 2})
+    pool = InstancePool(tmp_path / "pool")
+    ids = pool.ids(3)
+    view = view_of(tmp_path, ids[:1], [0.5], weight=1e6)  # nothing is known of the other one
+
+    def share(temperature: float) -> float:
+        sampler = PosteriorSampler(pool, [3], view, DrawRule(2, 1, temperature))
+        return shares(sampler, ids[1:], 20)[0]
+
+    assert share(0.0) == pytest.approx(0.25, abs=0.015)  # where both candidates are the same
+    assert 0.28 < share(0.7) < share(2.0) < 0.5
+
+
+def test_posterior_draws_are_a_function_of_generator_and_step(tmp_path: Path) -> None:
     fill(tmp_path / "pool", {1: 5, 2: 5})
     pool = InstancePool(tmp_path / "pool")
-    snapshots = Snapshots(tmp_path / "snapshots", period=10)
-    known = pool.all_ids()
-    snapshots.write(0, {"evidence.pool_ids": known, "evidence.weights": np.linspace(0.1, 1, 10)})
-    sampler = LedgerSampler(pool, [1, 2], snapshots)
+    view = view_of(tmp_path, pool.all_ids(), np.linspace(-1, 1, 10).tolist(), weight=3.0)
+    sampler = PosteriorSampler(pool, [1, 2], view)
     sampler.sample(5, np.random.default_rng(1), 3)
     copied = pickle.loads(pickle.dumps(sampler))
-    draws = [s.sample(20, np.random.default_rng(7), 4).tolist() for s in (sampler, copied)]
+    draws = [s.sample(20, np.random.default_rng(7), 24).tolist() for s in (sampler, copied)]
     assert draws[0] == draws[1]
     empty = InstancePool(tmp_path / "nothing", allow_empty=True)
-    nothing = LedgerSampler(empty, [1], snapshots).sample(3, np.random.default_rng(0))
+    nothing = PosteriorSampler(empty, [1], view).sample(3, np.random.default_rng(0))
     assert nothing.shape == (0,)
 
 
-def test_weights_of_unknown_cut_outs_are_one() -> None:
-    nothing = np.empty(0)
-    assert weights_of(np.array([4, 2]), nothing, nothing).tolist() == [1, 1]
-    known, weights = np.array([2, 6]), np.array([0.5, 0.3])
-    assert weights_of(np.array([9, 2, 1, 6]), known, weights).tolist() == [1, 0.5, 1, 0.3]
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ((0, 1, 1.0), "CANDIDATES is 0"),
+        ((4, 5, 1.0), "BEST is 5: set it to a value from 1 to GAL.POOL.CANDIDATES, 4"),
+        ((4, 0, 1.0), "BEST is 0"),
+        ((4, 2, -1.0), "TEMPERATURE is -1.0"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_named(rule, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DrawRule(*rule)
 
 
-def test_ledger_needs_scores(tmp_path: Path) -> None:
+def test_the_posterior_needs_scores_of_single_instances(tmp_path: Path) -> None:
     fill(tmp_path, {1: 1})
     cfg = get_cfg()
     add_gal_config(cfg)
-    cfg.GAL.POOL.SAMPLER = "ledger"
+    cfg.GAL.POOL.SAMPLER = "posterior"
     pool = InstancePool(tmp_path)
-    with pytest.raises(UserError, match="GAL.SCORER.ENABLED is off"):
+    with pytest.raises(UserError, match="GAL.SCORER.ENABLED to True"):
         build_pool_sampler(cfg, pool, [1])
     cfg.GAL.SCORER.ENABLED = True
-    assert isinstance(build_pool_sampler(cfg, pool, [1]), LedgerSampler)
-    cfg.GAL.POOL.MIN_WEIGHT = 0.0
-    with pytest.raises(UserError, match=r"MIN_WEIGHT is 0.0: set it to a value in \(0, 1\]"):
+    assert isinstance(build_pool_sampler(cfg, pool, [1]), PosteriorSampler)
+    cfg.GAL.ACCEPT.UNIT = "batch"
+    with pytest.raises(UserError, match="GAL.ACCEPT.UNIT to instance"):
         build_pool_sampler(cfg, pool, [1])

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 import gal_d2.modeling  # noqa: F401
 from gal_d2.config import add_gal_config
-from gal_d2.modeling.roi_heads import without_rejected
+from gal_d2.modeling.roi_heads import ignoring
 
 NUM_CLASSES, SIZE = 5, 64
 GT_BOXES = torch.tensor([[2.0, 2.0, 26.0, 26.0], [34.0, 34.0, 60.0, 62.0], [2.0, 36.0, 24.0, 60.0]])
@@ -89,8 +89,7 @@ def test_rejected_objects_are_neither_foreground_nor_background(name, monkeypatc
     thresholds = [0.5, 0.6, 0.7] if "Cascade" in name else [0.5]
     assert len(seen) == len(thresholds)
     for proposals, threshold in zip(seen, thresholds, strict=True):
-        assert not proposals.has("gt_rejected")
-        assert 1 not in proposals.gt_classes.tolist()
+        assert not {1, -1} & set(proposals.gt_classes.tolist())
         overlap = pairwise_iou(proposals.proposal_boxes, Boxes(GT_BOXES[1:2]))
         assert (overlap < threshold).all()  # what matched it is gone, not relabelled
         assert {0, 2} <= set(proposals.gt_classes.tolist())
@@ -118,14 +117,25 @@ def test_rejecting_all_still_gives_losses_to_backpropagate(monkeypatch):
     assert losses["loss_mask"].item() == 0
 
 
-def test_background_rows_of_a_rejected_target_stay():
-    """label_and_sample gives background rows the fields of their nearest target, too."""
-    proposals = Instances(
-        (SIZE, SIZE),
-        gt_classes=torch.tensor([1, NUM_CLASSES, 2]),
-        gt_rejected=torch.tensor([True, True, False]),
-    )
-    assert without_rejected(proposals, NUM_CLASSES).gt_classes.tolist() == [NUM_CLASSES, 2]
+@pytest.mark.parametrize("name", ["GALROIHeads", "GALCascadeROIHeads"])
+def test_places_of_rejected_objects_go_to_others(name, monkeypatch):
+    """As many foreground ROIs train, however many objects were rejected."""
+    roi_heads = make_roi_heads(name)
+    roi_heads.batch_size_per_image, roi_heads.positive_fraction = 8, 0.25
+    for rejected in ([False] * 3, [False, True, False], [True, True, False]):
+        _, seen = run(roi_heads, rejected, monkeypatch)
+        classes = seen[0].gt_classes
+        assert len(classes) == 8
+        assert (classes != NUM_CLASSES).sum() == 2, rejected
+
+
+def test_targets_are_not_changed():
+    target = make_target()
+    before = target.gt_classes.clone()
+    ignored = ignoring(target, torch.tensor([True, False, False]))
+    assert ignored.gt_classes.tolist() == [-1, *before[1:].tolist()]
+    assert torch.equal(target.gt_classes, before)
+    assert ignoring(target, torch.zeros(3, dtype=torch.bool)) is target
 
 
 @pytest.mark.parametrize("name", ["GALROIHeads", "GALCascadeROIHeads"])

@@ -1,0 +1,100 @@
+"""Snapshots hold changes only, and a reader sees the whole of them."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import torch
+
+from gal_d2.data import snapshots as snapshots_module
+from gal_d2.data.posterior_view import PosteriorView, posterior_source
+from gal_d2.data.snapshots import Snapshots
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.posterior import Posterior
+
+
+def contribution(ids: np.ndarray, scores: np.ndarray) -> Contribution:
+    n = len(ids)
+    scores = torch.as_tensor(scores, dtype=torch.float32)
+    return Contribution(
+        pool_id=torch.as_tensor(ids),
+        image_index=torch.zeros(n, dtype=torch.int64),
+        gt_class=torch.zeros(n, dtype=torch.int64),
+        phi=scores,
+        score=scores,
+        head_score={},
+        head_loss={},
+        num_rois=torch.ones(n, dtype=torch.int64),
+        area=torch.full((n,), 1e6),
+    )
+
+
+def write_run(folder, steps: range, posterior: Posterior, rng) -> Snapshots:
+    """A posterior that learns from a few cut-outs a step; a snapshot after each."""
+    snapshots = Snapshots(folder, period=1, lag=0)
+    source = posterior_source(posterior.take_changes)
+    for step in steps:
+        ids = rng.choice(200, size=5, replace=False)
+        posterior.update(contribution(ids, rng.normal(size=5)), step)
+        arrays = source(step)
+        snapshots.write(step, {f"posterior.{name}": array for name, array in arrays.items()})
+    return snapshots
+
+
+def same(view: PosteriorView, posterior: Posterior) -> bool:
+    asked = np.arange(210)
+    belief = posterior.get(asked)
+    mean, std = view.moments(asked)
+    return np.allclose(mean, belief.mean, atol=1e-6) and np.allclose(std, belief.std, atol=1e-6)
+
+
+def test_changes_add_up_to_the_posterior(tmp_path, monkeypatch):
+    monkeypatch.setattr("gal_d2.data.posterior_view.KEYFRAME", 8)
+    posterior = Posterior(1)
+    snapshots = write_run(tmp_path, range(30), posterior, np.random.default_rng(0))
+    following, late = PosteriorView(snapshots), PosteriorView(snapshots)
+    for step in range(30):
+        following.follow(step)
+    late.follow(29)
+    assert same(following, posterior) and same(late, posterior)
+    copied = pickle.loads(pickle.dumps(following))
+    copied.follow(29)
+    assert same(copied, posterior)
+    # Back to an earlier step: a resumed run's samples.
+    following.follow(12)
+    late.follow(12)
+    asked = np.arange(200)
+    assert (following.moments(asked)[0] == late.moments(asked)[0]).all()
+    sizes = [len(snapshots.read(number)["posterior.pool_ids"]) for number in (15, 16)]
+    assert sizes[0] == 5 < sizes[1]
+
+
+def test_a_resumed_run_starts_with_all_of_it(tmp_path):
+    posterior = Posterior(1)
+    write_run(tmp_path, range(10), posterior, np.random.default_rng(0))
+    restored = Posterior(1)
+    restored.load_state_dict(posterior.state_dict())
+    snapshots = write_run(tmp_path, range(10, 12), restored, np.random.default_rng(1))
+    view = PosteriorView(snapshots)
+    view.follow(11)
+    assert same(view, restored)
+
+
+def test_what_the_chain_needs_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots_module, "KEYFRAME", 4)
+    snapshots = Snapshots(tmp_path, period=5, lag=2)
+    for number in range(15):
+        snapshots.write(number, {})
+    snapshots.prune(47, 70)  # the steps after 47 see 7, which starts at 4; 70 sees 12
+    assert snapshots.numbers() == [*range(4, 10), 12, 13, 14]
+    assert snapshots.resume(47) == []
+    snapshots.path(5).unlink()
+    assert snapshots.resume(47) == [5, 6, 7, 8, 9]  # what follows on it is of no use
+
+
+def test_without_a_training_nothing_is_known(tmp_path):
+    view = PosteriorView(Snapshots(tmp_path, period=5))
+    view.follow(3)
+    mean, _ = view.moments(np.array([4, 5]))
+    assert (mean == 0).all()

@@ -1,0 +1,50 @@
+"""Which cut-outs are auditioned, and that an audition is what an offline pass does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from gal_d2.engine.auditions import choose_for_audition
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.posterior import AUDITION, Posterior
+
+
+def believe(posterior: Posterior, scores: dict[int, float], times: int) -> None:
+    n = len(scores)
+    values = torch.tensor(list(scores.values()), dtype=torch.float32)
+    rows = Contribution(
+        pool_id=torch.tensor(list(scores)),
+        image_index=torch.zeros(n, dtype=torch.int64),
+        gt_class=torch.zeros(n, dtype=torch.int64),
+        phi=values,
+        score=values,
+        head_score={},
+        head_loss={},
+        num_rois=torch.ones(n, dtype=torch.int64),
+        area=torch.full((n,), 1e6),
+    )
+    for _ in range(times):
+        posterior.update(rows, posterior.step, source=AUDITION)
+
+
+def test_what_is_poor_for_sure_is_not_asked_again():
+    posterior = Posterior(1)
+    believe(posterior, {1: 1.0, 2: -1.0, 3: 1.0, 4: -1.0}, times=30)
+    believe(posterior, {5: 1.0}, times=1)
+    rng = np.random.default_rng(0)
+    candidates = np.tile(np.array([[1, 2, 4, 5, 9]]), (50, 1))
+    # 9 was never scored: of the better half, it is known least.
+    assert choose_for_audition(candidates, posterior, rng).tolist() == [9]
+    candidates = np.tile(np.array([[1, 2, 3, 4, 5]]), (50, 1))
+    assert choose_for_audition(candidates, posterior, rng).tolist() == [5]
+
+
+def test_of_a_new_pool_all_are_asked_alike_and_none_twice():
+    posterior, rng = Posterior(1), np.random.default_rng(0)
+    counts = np.zeros(40)
+    for _ in range(200):
+        chosen = choose_for_audition(rng.integers(40, size=(20, 8)), posterior, rng)
+        assert len(np.unique(chosen)) == len(chosen)
+        counts[chosen] += 1
+    assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
