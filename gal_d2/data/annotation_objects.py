@@ -233,7 +233,9 @@ def _check_polygons(
             rle = draw_polygons(annotation["segmentation"], image["height"], image["width"])
         except SegmentationError as error:
             _fail_segmentation(annotation, error, fail)
-        if not _fit_to_mask(annotation, rle, report, fail):
+        # A thin polygon's pixels can end before its points do: a box around either is right.
+        box_is_right = bool(box_fits[index] and is_inside[index])
+        if not _fit_to_mask(annotation, rle, report, fail, box_is_right=box_is_right):
             unusable[annotation["id"]] = Unusable.NO_PIXEL
 
 
@@ -321,7 +323,14 @@ def _stated_box(annotation: dict[str, Any], fail: Fail) -> list[float]:
     return _NOWHERE
 
 
-def _fit_to_mask(annotation: dict[str, Any], rle: dict, report: ObjectReport, fail: Fail) -> bool:
+def _fit_to_mask(
+    annotation: dict[str, Any],
+    rle: dict,
+    report: ObjectReport,
+    fail: Fail,
+    *,
+    box_is_right: bool = False,
+) -> bool:
     """Give an annotation area and bbox of its mask where it has none or others.
 
     Returns:
@@ -336,6 +345,8 @@ def _fit_to_mask(annotation: dict[str, Any], rle: dict, report: ObjectReport, fa
         if annotation.get("area") is not None:
             report.add_correction(Correction.AREA, *where)
         annotation["area"] = pixels
+    if box_is_right:
+        return True
     stated = _floats(_stated_box(annotation, fail))
     x, y, width, height = box
     corners = np.array([[x, y, x + width, y + height]])

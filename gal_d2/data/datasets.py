@@ -175,10 +175,11 @@ def register_all(root: str | Path | None = None) -> None:
 def require_dataset(name: str) -> None:
     """Check that a data set is registered and that its annotations and images are there.
 
-    Of the images, the first one is looked for.
+    Of the images, the first one is looked for; where it is missing, all others.
 
     Raises:
-        DatasetNotFoundError: the name is unknown, or a file is missing.
+        DatasetNotFoundError: the name is unknown, or a file is missing: of the images, all.
+        UserError: the first image is missing, and the annotation file is broken.
     """
     source = _source(name)
     file_signature(source.json_file)
@@ -187,7 +188,7 @@ def require_dataset(name: str) -> None:
         missing = source.image_root
     else:
         image = _first_image(source)
-        if image is not None and not image.is_file():
+        if image is not None and not image.is_file() and not _has_other_images(name):
             missing = image
     if missing is not None:
         raise DatasetNotFoundError(
@@ -298,6 +299,13 @@ def load_instances(name: str) -> list[dict[str, Any]]:
     return list(records.values())
 
 
+def _has_other_images(name: str) -> bool:
+    """Some, of an own data set; one of LVIS's layout comes as a whole."""
+    if _source(name).split_folders:
+        return False
+    return any(os.path.isfile(record["file_name"]) for record in load_instances(name))
+
+
 def _root(root: str | Path | None) -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets") if root is None else root)
 
@@ -381,14 +389,19 @@ def _with_other_categories(name: str, content: AnnotationFile) -> AnnotationFile
     classes = {category.id for category in categories}
     if classes.issuperset(content.report.objects_of):
         return dataclasses.replace(content, categories=categories)
-    foreign = {c.id: c.name for c in content.categories if c.id not in classes}
-    annotations = [a for a in content.annotations if a["category_id"] in classes]
+    names = {c.id: c.name for c in content.categories}
+    annotations = []
+    for annotation in content.annotations:
+        if annotation["category_id"] in classes:
+            annotations.append(annotation)
+        else:
+            content.report.add_foreign(annotation)
+    foreign = sorted(content.report.objects_of.keys() - classes)
     logger.warning(
-        "%s: %d objects of %s are left out, because these are no classes of data set '%s', which "
-        "has no annotation of them; to make one a class, give it an 'image_count' (0) there",
+        "%s: the objects of %s are left out: they are no classes of data set '%s', which has no "
+        "annotation of them; to make one a class, give it an 'image_count' (0) there",
         content.path,
-        len(content.annotations) - len(annotations),
-        ", ".join(f"'{foreign[i]}'" for i in sorted(foreign) if content.report.objects_of[i]),
+        ", ".join(f"'{names[i]}'" for i in foreign),
         _sources[name].categories_from,
     )
     return dataclasses.replace(content, categories=categories, annotations=annotations)

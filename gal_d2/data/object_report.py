@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 _IDS_SHOWN = 10
 _CATEGORIES_SHOWN = 10
@@ -89,6 +90,7 @@ class ObjectReport:
         total: annotations in the file.
         crowds: those with a mask that are crowds.
         unusable: those without a usable mask, crowds or not, by reason.
+        foreign: those with a mask, of a category that is no class.
         corrections: those of which a field was put right.
         objects_of, crowds_of: annotations, and crowds with a mask, by category id.
         unusable_of: by category id, how many are unusable for each reason.
@@ -97,6 +99,7 @@ class ObjectReport:
     total: int = 0
     crowds: Finding = field(default_factory=Finding)
     unusable: dict[Unusable, Finding] = field(default_factory=dict)
+    foreign: Finding = field(default_factory=Finding)
     corrections: dict[Correction, Finding] = field(default_factory=dict)
     objects_of: Counter[int] = field(default_factory=Counter)
     crowds_of: Counter[int] = field(default_factory=Counter)
@@ -109,11 +112,18 @@ class ObjectReport:
     @property
     def num_used(self) -> int:
         """Objects with a mask that are no crowds: what trains, and what is found or missed."""
-        return self.total - self.crowds.count - self.num_unusable
+        return self.total - self.crowds.count - self.num_unusable - self.foreign.count
 
     def add_crowd(self, annotation_id: int, image_id: int, category_id: int) -> None:
         self.crowds.add(annotation_id, image_id)
         self.crowds_of[category_id] += 1
+
+    def add_foreign(self, annotation: Mapping[str, Any]) -> None:
+        """Count an annotation with a mask, crowd or not, as one of a category that is no class."""
+        self.foreign.add(annotation["id"], annotation["image_id"])
+        if annotation["iscrowd"]:
+            self.crowds.count -= 1
+            self.crowds_of[annotation["category_id"]] -= 1
 
     def add_unusable(
         self, reason: Unusable, annotation_id: int, image_id: int, category_id: int
@@ -137,6 +147,8 @@ class ObjectReport:
         line += f"{self.num_unusable} without a usable mask"
         if self.unusable:
             line += " (" + "; ".join(self._reasons()) + ")"
+        if self.foreign.count:
+            line += f", {self.foreign.count} of other categories (first: {self.foreign.first})"
         return line
 
     def fallen_out(self, names: Mapping[int, str]) -> str | None:
@@ -167,6 +179,8 @@ class ObjectReport:
         if not self.total:
             return "it has no annotation; export the annotations again"
         reasons = [f"{self.crowds.count} are crowds"] if self.crowds.count else []
+        if self.foreign.count:
+            reasons.append(f"{self.foreign.count} are of categories that are no classes")
         reasons += self._reasons()
         counts = Counter({reason: finding.count for reason, finding in self.unusable.items()})
         return "; ".join([", ".join(reasons), *_remedies(self.crowds.count, counts)])
