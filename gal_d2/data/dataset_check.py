@@ -38,7 +38,7 @@ def check_training_set(name: str, records: Sequence[dict]) -> None:
         UserError: no object has a usable mask, or no image that was looked at can be used.
     """
     _check_objects(name, "train")
-    missing, bad = find_bad_images(records)
+    missing, bad = find_bad_images(name, records)
     if missing:
         logger.warning(
             "%s: %d of %d image files are missing and left out of training: %s",
@@ -61,7 +61,7 @@ def check_evaluation_set(name: str) -> None:
     load_metadata(name)  # compares the categories
     records = load_instances(name)
     _check_objects(name, "count in the evaluation")
-    missing, bad = find_bad_images(records)
+    missing, bad = find_bad_images(name, records)
     if missing:
         raise UserError(
             f"{name}: {len(missing)} of {len(records)} image files are missing: "
@@ -72,10 +72,14 @@ def check_evaluation_set(name: str) -> None:
         raise UserError(f"{name}: " + " ".join(bad[:_REASONS_SHOWN]))
 
 
-def find_bad_images(records: Sequence[dict]) -> tuple[list[str], list[str]]:
+def find_bad_images(name: str, records: Sequence[dict]) -> tuple[list[str], list[str]]:
     """The files that are missing, and sentences on others that cannot be used.
 
     Every file is looked for; the first one and random others are opened, and a few decoded.
+
+    Args:
+        name: of the data set, for the messages.
+        records: its dataset dicts.
 
     Raises:
         UserError: all are missing, or none of those looked at can be used.
@@ -85,8 +89,8 @@ def find_bad_images(records: Sequence[dict]) -> tuple[list[str], list[str]]:
     there = [r for r, gone in zip(records, is_missing, strict=True) if not gone]
     if missing and not there:
         raise UserError(
-            f"All {len(missing)} image files are missing, the first is {missing[0]}: correct the "
-            "image folder, or file_name in the annotations."
+            f"{name}: all {len(missing)} image files are missing, the first is {missing[0]}: "
+            "correct the image folder, or file_name in the annotations."
         )
     order = np.random.default_rng(_SEED).permutation(np.arange(1, max(len(there), 1)))
     chosen = [there[i] for i in (0, *order[: HEADERS - 1].tolist())] if there else []
@@ -100,7 +104,7 @@ def find_bad_images(records: Sequence[dict]) -> tuple[list[str], list[str]]:
         except UnreadableImageError as error:
             bad.append(str(error))
     if bad and len(bad) == len(chosen):
-        raise UserError(f"None of {len(chosen)} images can be used. The first: {bad[0]}")
+        raise UserError(f"{name}: none of {len(chosen)} images can be used. The first: {bad[0]}")
     if len(bad) > _REASONS_SHOWN:
         bad.insert(0, f"{len(bad)} of {len(chosen)} images cannot be used, among them these:")
     return missing, bad

@@ -35,6 +35,7 @@ from gal_d2.data.annotation_file import (
     read_category_names,
     without_garbage_collection,
 )
+from gal_d2.data.image_file import WarnOnce
 from gal_d2.data.image_paths import find_image, first_value
 from gal_d2.data.object_report import ObjectReport
 from gal_d2.errors import UserError
@@ -53,6 +54,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+_warn_once = WarnOnce(logger)
 
 _LVIS_V1 = {
     "lvis_v1_train": "lvis/lvis_v1_train.json",
@@ -268,9 +270,14 @@ def load_instances(name: str) -> list[dict[str, Any]]:
     class_of = metadata["thing_dataset_id_to_contiguous_id"]
 
     records = {}
+    renamed = []
     for image in content.images:
+        name_in_json = _image_name(source, image)
+        file_name = find_image(source.image_root, name_in_json)
+        if file_name != os.path.join(source.image_root, name_in_json):
+            renamed.append((name_in_json, file_name))
         records[image["id"]] = {
-            "file_name": _image_path(source, image),
+            "file_name": file_name,
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -287,6 +294,12 @@ def load_instances(name: str) -> list[dict[str, Any]]:
                 "segmentation": annotation["segmentation"],
                 "iscrowd": annotation["iscrowd"],
             }
+        )
+    if renamed:
+        _warn_once(
+            f"{source.json_file} names",
+            f"{source.json_file}: {len(renamed)} image names are read with / for \\, or in another "
+            f"Unicode form, as the files have it (first: '{renamed[0][0]}' is {renamed[0][1]})",
         )
     # Of the objects, `ObjectReport.counts` tells: a second total beside it would only puzzle.
     logger.info(
@@ -438,18 +451,20 @@ def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
     }
 
 
-def _image_path(source: _Source, image: dict[str, Any]) -> str:
+def _image_name(source: _Source, image: dict[str, Any]) -> str:
     url, name = image.get("coco_url"), image.get("file_name")
     if url and (source.split_folders or not name):
         name = "/".join(url.split("/")[-2:])
-    return find_image(source.image_root, name)
+    return name
 
 
 def _first_image(source: _Source) -> Path | None:
     """The file of the first image, found without parsing the JSON; None if it names none."""
     keys = ("coco_url",) if source.split_folders else ("file_name", "coco_url")
     found = first_value(source.json_file, keys)
-    return Path(_image_path(source, dict([found]))) if found else None
+    if found is None:
+        return None
+    return Path(find_image(source.image_root, _image_name(source, dict([found]))))
 
 
 register_all()

@@ -60,17 +60,19 @@ class GALTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
-        check_evaluation_sets(cfg)
         # A random seed is drawn once per run, and kept in its checkpoints.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
+        # The data first: what is wrong with them is said before anything is computed.
+        loader = self.build_train_loader(cfg, self.seed)
+        check_evaluation_sets(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.judge = self.build_judge(cfg, model, self.seed)
         model = wrap_in_ddp(model)
         self._trainer = MixedPrecisionTrainer(
             model,
-            self.build_train_loader(cfg, self.seed),
+            loader,
             optimizer,
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
@@ -359,7 +361,8 @@ def check_evaluation_sets(cfg: CfgNode) -> None:
             check_evaluation_set(name)
         except DatasetNotFoundError as error:
             raise UserError(
-                f'{error} Without evaluation (DATASETS.TEST "()") it is not needed.'
+                f"{error} To train without evaluation, leave GAL.DATA.VAL out where GAL.DATA.TRAIN "
+                'is given, or else set DATASETS.TEST "()".'
             ) from error
 
 
