@@ -223,7 +223,8 @@ def _check_polygons(
     area_fits = (area > 0) & _area_agrees(area, shape.area, AREA_TOLERANCE / 2)
     box_fits = _box_agrees(boxes, np.hstack((shape.low, shape.high)))
     # A region has room for a disc of radius area / perimeter: then it covers a pixel for sure.
-    is_plain = (shape.roundness >= 1) & is_inside & area_fits & box_fits & ~in_unit_square
+    is_plain = (shape.roundness >= 1) & shape.are_apart & is_inside & area_fits & box_fits
+    is_plain &= ~in_unit_square
     for index in np.flatnonzero(~is_plain).tolist():
         annotation, image = pending[index]
         if in_unit_square[index]:
@@ -240,13 +241,15 @@ def _check_polygons(
 
 
 class _Shape(NamedTuple):
-    """Arrays by annotation: low and high (N, 2) XY bounds, area (N,), and roundness (N,), the
-    largest ratio of area to perimeter among its polygons."""
+    """Arrays by annotation: low and high (N, 2) XY bounds, area (N,) of its polygons together,
+    roundness (N,), the largest ratio of area to perimeter among them, and are_apart (N,), that
+    they cannot overlap."""
 
     low: np.ndarray
     high: np.ndarray
     area: np.ndarray
     roundness: np.ndarray
+    are_apart: np.ndarray
 
 
 def _measure(pending: Sequence[Pending], fail: Fail) -> _Shape:
@@ -271,7 +274,27 @@ def _measure(pending: Sequence[Pending], fail: Fail) -> _Shape:
             np.maximum.reduceat(high, first),
             np.add.reduceat(area, first),
             np.maximum.reduceat(roundness, first),
+            _are_apart(low, high, count),
         )
+
+
+def _are_apart(low: np.ndarray, high: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """(N,): the bounds of an annotation's polygons follow one another along x or along y.
+
+    Args:
+        low, high: (P, 2) of all polygons.
+        count: (N,) polygons of each annotation.
+    """
+    owner = np.repeat(np.arange(len(count)), count)
+    apart = np.zeros(len(count), bool)
+    for axis in (0, 1):
+        order = np.lexsort((low[:, axis], owner))
+        before, after = order[:-1], order[1:]
+        overlaps = (owner[before] == owner[after]) & ~(high[before, axis] <= low[after, axis])
+        along = np.ones(len(count), bool)
+        along[owner[after[overlaps]]] = False
+        apart |= along
+    return apart
 
 
 def _points(pending: Sequence[Pending], polygons: list[list], fail: Fail) -> np.ndarray:

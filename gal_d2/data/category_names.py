@@ -38,7 +38,7 @@ class CategoryNames:
         for category in categories:
             if (
                 not isinstance(category, Mapping)
-                or not isinstance(category.get("id"), int)
+                or type(category.get("id")) is not int
                 or not isinstance(category.get("name"), str)
             ):
                 raise UserError(
@@ -52,7 +52,8 @@ class CategoryNames:
                 )
             self._by_exact_name[category["name"]] = category["id"]
             self.names[category["id"]] = category["name"]
-            for synonym in category.get("synonyms") or ():
+            listed = category.get("synonyms")
+            for synonym in listed if isinstance(listed, list | tuple) else ():
                 synonyms.setdefault(_plain(synonym), set()).add(category["id"])
         if not self.names:
             raise UserError(
