@@ -72,7 +72,8 @@ def _add_solver_keys(cfg: CfgNode) -> None:
 def _add_data_keys(gal: CfgNode) -> None:
     gal.DATA = CfgNode()
     # Your own data: (annotation JSON, image folder), in LVIS or COCO format. When set, they take
-    # the place of DATASETS.TRAIN / DATASETS.TEST, and MODEL.ROI_HEADS.NUM_CLASSES follows.
+    # the place of DATASETS.TRAIN / DATASETS.TEST, and MODEL.ROI_HEADS.NUM_CLASSES follows. With
+    # TRAIN and without VAL there is no evaluation. docs/own_data.md says what is read how.
     gal.DATA.TRAIN = ()
     gal.DATA.VAL = ()
     # Base augmentation: "resize" (detectron2's INPUT.MIN_SIZE_TRAIN rules) or "lsj", large-scale

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
-import logging
 import mmap
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as mask_utils
-
+from gal_d2.data.annotation_objects import is_id, normalise_annotations, show_id
+from gal_d2.data.object_report import ObjectReport
 from gal_d2.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 FREQUENCIES = ("r", "c", "f")
 RARE_MAX_IMAGES = 10
@@ -25,7 +23,8 @@ COMMON_MAX_IMAGES = 100
 
 # The category list is looked for in this much of the end of the file before the whole is parsed.
 _CATEGORY_TAIL_BYTES = 64 * 2**20
-_IDS_IN_MESSAGE = 10
+# pycocotools counts an image's pixels in 32 bits.
+_MAX_PIXELS = 2**31 - 1
 
 
 class DatasetNotFoundError(UserError):
@@ -55,12 +54,15 @@ class AnnotationFile:
         path: where it was read from.
         images: sorted by id. Each dict has ``id, height, width``, ``file_name`` or ``coco_url``,
             ``neg_category_ids`` and ``not_exhaustive_category_ids`` (JSON ids; maybe empty).
-        annotations: in the order of the file. Each dict has ``id, image_id, category_id`` (JSON
-            id), ``bbox`` (XYWH, pixels), ``area`` (pixels), ``iscrowd``, and ``segmentation``:
-            polygons or a compressed RLE.
+        annotations: those with a usable mask, in the order of the file. Each dict has ``id,
+            image_id, category_id`` (JSON id), and ``segmentation`` (flat polygons or a compressed
+            RLE), ``bbox`` (XYWH, pixels), ``area`` (pixels) and ``iscrowd`` (0 or 1), which agree:
+            see :func:`gal_d2.data.annotation_objects.normalise_annotations`.
         categories: sorted by id; the position is the contiguous class index.
         exhaustive: the file has no federated fields, so in each image every category is annotated
             completely (COCO format), and a category that is not there is known to be absent.
+        report: what was left out and what was put right.
+        left_out: names, by id, of categories without annotations that are no classes.
     """
 
     path: Path
@@ -68,6 +70,8 @@ class AnnotationFile:
     annotations: list[dict[str, Any]]
     categories: tuple[Category, ...]
     exhaustive: bool
+    report: ObjectReport
+    left_out: dict[int, str]
 
 
 def frequency_of(image_count: int) -> str:
@@ -103,12 +107,15 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 @without_garbage_collection()
-def read_annotation_file(path: str | Path) -> AnnotationFile:
+def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> AnnotationFile:
     """Read and check a whole annotation JSON, in one pass and without copying annotations.
 
-    Polygons of fewer than 3 points are dropped, and annotations without a usable segmentation are
-    left out; both are logged once with their ids. Where an annotation is left out, its category
-    counts as not exhaustively annotated in that image, so that finding the object is no mistake.
+    Annotations without a usable mask are left out; ``report`` counts them. Nothing is logged.
+
+    Args:
+        path: of the JSON.
+        annotated_only: categories without any annotation are no classes (an exporter's root
+            category, say), unless they have an ``image_count`` or a ``frequency``.
 
     Raises:
         DatasetNotFoundError: the file is not there.
@@ -118,27 +125,42 @@ def read_annotation_file(path: str | Path) -> AnnotationFile:
     content = _parse(path)
     raw_categories = _category_dicts(path, content)
     images, federated = _check_images(path, _field(path, content, "images"))
-    annotations = _check_annotations(
-        path,
+    annotations, report = normalise_annotations(
         _field(path, content, "annotations"),
         {image["id"]: image for image in images},
         {category["id"] for category in raw_categories},
+        functools.partial(_fail, path),
     )
-    counts = _image_counts(annotations)
+    left_out = {}
+    if annotated_only and report.total:
+        left_out = {
+            raw["id"]: raw["name"]
+            for raw in raw_categories
+            if raw["id"] not in report.objects_of and not _is_asked_for(raw)
+        }
     return AnnotationFile(
         path=path,
         images=images,
         annotations=annotations,
-        categories=_categories(path, raw_categories, counts),
+        categories=_categories(
+            path,
+            [raw for raw in raw_categories if raw["id"] not in left_out],
+            _image_counts(annotations),
+        ),
         exhaustive=not federated,
+        report=report,
+        left_out=left_out,
     )
 
 
-def read_categories(path: str | Path) -> tuple[Category, ...]:
+def read_categories(path: str | Path, *, annotated_only: bool = False) -> tuple[Category, ...]:
     """The categories alone, sorted by id.
 
     Quick (no parsing of annotations) when the list stands at the end of the file, as in LVIS and
     COCO, and gives each category's frequency and image count; otherwise the whole file is read.
+
+    Args:
+        path, annotated_only: as of :func:`read_annotation_file`.
 
     Raises:
         DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
@@ -149,7 +171,21 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
         raw_categories = _category_dicts(path, tail)
         if all("frequency" in c and "image_count" in c for c in raw_categories):
             return _categories(path, raw_categories, {})
-    return read_annotation_file(path).categories
+    return read_annotation_file(path, annotated_only=annotated_only).categories
+
+
+def read_category_names(path: str | Path) -> dict[int, str]:
+    """The names of all categories that the file lists, by id.
+
+    Raises:
+        DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
+    """
+    path = Path(path)
+    content = _parse_tail(path)
+    return {
+        raw["id"]: raw["name"]
+        for raw in _category_dicts(path, _parse(path) if content is None else content)
+    }
 
 
 def _not_there(path: Path) -> DatasetNotFoundError:
@@ -170,7 +206,7 @@ def _parse(path: Path) -> dict[str, Any]:
             content = json.loads(file.read())
     except OSError as error:
         _fail(path, f"cannot be read ({error.strerror}); give a readable annotation JSON.", error)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also JSONDecodeError and UnicodeDecodeError
         _fail(path, f"is not valid JSON ({error}); download or export the file again.", error)
     if not isinstance(content, dict):
         _fail(path, "must hold one JSON object with images, annotations and categories.")
@@ -188,7 +224,11 @@ def _parse_tail(path: Path) -> dict[str, Any] | None:
             start = view.rfind(b'"categories"', max(0, size - _CATEGORY_TAIL_BYTES))
             tail = view[start:] if start >= 0 else b""
         return json.loads(b"{" + tail)
-    except (OSError, ValueError):  # parsing the whole file tells what is wrong, if anything is
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # parsing the whole file tells what is wrong, if anything is
         return None
 
 
@@ -206,12 +246,16 @@ def _category_dicts(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]
     seen = set()
     for category in categories:
         category_id = category.get("id")
-        if type(category_id) is not int:
-            _fail(path, f"category {category} needs an integer 'id'.")
+        if not is_id(category_id):
+            _fail(
+                path,
+                f"category {category.get('name')!r:.60} has the id {show_id(category_id)}; make "
+                "the ids whole numbers from 0 on.",
+            )
         if category_id in seen:
             _fail(path, f"category id {category_id} occurs twice in 'categories'; make it unique.")
         seen.add(category_id)
-        if not isinstance(category.get("name"), str):
+        if not _is_text(category.get("name")):
             _fail(path, f"category {category_id} needs a 'name' (text).")
     return sorted(categories, key=lambda category: category["id"])
 
@@ -220,20 +264,28 @@ def _categories(
     path: Path, raw_categories: list[dict[str, Any]], image_counts: dict[int, int]
 ) -> tuple[Category, ...]:
     categories = []
+    id_of: dict[str, int] = {}
     for raw in raw_categories:
-        image_count = raw.get("image_count", image_counts.get(raw["id"], 0))
-        if type(image_count) is not int or image_count < 0:
+        if raw["name"] in id_of:
             _fail(
                 path,
-                f"category {raw['id']}: image_count is {image_count!r}; give a whole number >= 0, "
-                "or leave the field out to have it counted.",
+                f"the categories {id_of[raw['name']]} and {raw['id']} are both named "
+                f"'{raw['name']}'; rename one, or give their annotations one category_id.",
+            )
+        id_of[raw["name"]] = raw["id"]
+        image_count = raw.get("image_count", image_counts.get(raw["id"], 0))
+        if not is_id(image_count):
+            _fail(
+                path,
+                f"category {raw['id']}: image_count is {image_count!r:.60}; give a whole number "
+                ">= 0, or leave the field out to have it counted.",
             )
         frequency = raw.get("frequency", frequency_of(image_count))
         if frequency not in FREQUENCIES:
             _fail(
                 path,
-                f"category {raw['id']}: frequency is {frequency!r}; use 'r', 'c' or 'f', or leave "
-                "the field out to have it derived.",
+                f"category {raw['id']}: frequency is {frequency!r:.60}; use 'r', 'c' or 'f', or "
+                "leave the field out to have it derived.",
             )
         definition, synonyms = raw.get("def"), raw.get("synonyms")
         categories.append(
@@ -266,151 +318,57 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> tuple[list[dict[s
     seen = set()
     for image in images:
         image_id = image.get("id")
-        if type(image_id) is not int:
-            _fail(path, f"an image ({image.get('file_name')}) has no integer 'id'; give it one.")
+        if not is_id(image_id):
+            name = image.get("file_name")
+            _fail(
+                path,
+                f"the image {name!r:.200} has the id {show_id(image_id)}; make the ids whole "
+                "numbers from 0 on.",
+            )
         if image_id in seen:
             _fail(path, f"image id {image_id} occurs twice in 'images'; make it unique.")
         seen.add(image_id)
         for key in ("height", "width"):
             value = image.get(key)
             if type(value) is not int or value <= 0:
-                _fail(path, f"image {image_id}: {key} is {value!r}; give its pixels, an integer.")
-        if not image.get("file_name") and not image.get("coco_url"):
+                _fail(
+                    path,
+                    f"image {image_id}: {key} is {value!r:.60}; give its pixels, an integer.",
+                )
+        if image["height"] * image["width"] > _MAX_PIXELS:
             _fail(
-                path, f"image {image_id} has neither 'file_name' nor 'coco_url'; add a file_name."
+                path,
+                f"image {image_id}: height x width is more than {_MAX_PIXELS} pixels; correct "
+                "them, or cut the image into tiles.",
             )
-        federated |= "neg_category_ids" in image or "not_exhaustive_category_ids" in image
-        image.setdefault("neg_category_ids", [])
-        image.setdefault("not_exhaustive_category_ids", [])
+        _check_image_name(path, image)
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            federated |= key in image
+            value = image.setdefault(key, [])
+            if not isinstance(value, list) or not all(map(is_id, value)):
+                _fail(path, f"image {image_id}: {key} is {value!r:.60}; give a list of ids.")
     return sorted(images, key=lambda image: image["id"]), federated
 
 
-def _check_annotations(
-    path: Path,
-    annotations: list[dict[str, Any]],
-    images: dict[int, dict[str, Any]],
-    category_ids: set[int],
-) -> list[dict[str, Any]]:
-    seen = set()
-    kept, skipped, trimmed = [], [], []
-    for annotation in annotations:
-        try:
-            annotation_id = annotation["id"]
-            image = images[annotation["image_id"]]
-            category_id = annotation["category_id"]
-            segmentation = annotation["segmentation"]
-            bbox = annotation["bbox"]
-        except (KeyError, TypeError) as error:
-            _explain_missing(path, annotation, error)
-        if type(category_id) is not int or category_id not in category_ids:
-            _fail(
-                path,
-                f"annotation {annotation_id}: category_id {category_id!r} is not in 'categories'; "
-                "add the category or remove the annotation.",
-            )
-        if type(annotation_id) is not int or annotation_id in seen:
-            _fail(
-                path,
-                f"annotation id {annotation_id!r} occurs twice or is no integer; make the ids "
-                "unique integers.",
-            )
-        seen.add(annotation_id)
-        try:
-            usable = _usable_segmentation(segmentation, image["height"], image["width"])
-            _x, _y, _width, _height = bbox
-        except (TypeError, ValueError) as error:
-            _fail(
-                path,
-                f"annotation {annotation_id} (image {image['id']}): bad segmentation or bbox "
-                f"({error}); give polygons or an RLE, and a bbox of [x, y, width, height].",
-                error,
-            )
-        if usable is None:
-            skipped.append(annotation_id)
-            image["not_exhaustive_category_ids"] = [
-                *image["not_exhaustive_category_ids"],
-                category_id,
-            ]
-            continue
-        if usable is not segmentation:
-            if isinstance(usable, list):
-                trimmed.append(annotation_id)
-            annotation["segmentation"] = usable
-        area = annotation.get("area")
-        if area is None:
-            annotation["area"] = segmentation_area(usable, image["height"], image["width"])
-        elif not isinstance(area, int | float) or not area >= 0:
-            _fail(
-                path,
-                f"annotation {annotation_id} (image {image['id']}): area is {area!r}; give its "
-                "pixels, or leave the field out to have it computed.",
-            )
-        annotation["iscrowd"] = annotation.get("iscrowd", 0)
-        kept.append(annotation)
-    _log_ids(path, skipped, "annotations without a usable segmentation are left out")
-    _log_ids(path, trimmed, "annotations have polygons of fewer than 3 points, which are dropped")
-    return kept
+def _check_image_name(path: Path, image: dict[str, Any]) -> None:
+    for key in ("file_name", "coco_url"):
+        value = image.get(key)
+        if value is not None and (not _is_text(value) or "\0" in value):
+            _fail(path, f"image {image['id']}: {key} is {value!r:.200}; give a file's name.")
+    if not image.get("file_name") and not image.get("coco_url"):
+        _fail(path, f"image {image['id']} has neither 'file_name' nor 'coco_url'; add a file_name.")
 
 
-def _explain_missing(path: Path, annotation: dict[str, Any], error: Exception) -> None:
-    annotation_id = annotation.get("id")
-    image_id = annotation.get("image_id")
-    for key in ("id", "image_id", "category_id", "segmentation", "bbox"):
-        if key not in annotation:
-            _fail(
-                path,
-                f"annotation {annotation_id} (image {image_id}) has no '{key}'; add the field.",
-                error,
-            )
-    _fail(
-        path,
-        f"annotation {annotation_id}: image_id {image_id!r} is not in 'images'; add the image or "
-        "remove the annotation.",
-        error,
-    )
+def _is_text(value: Any) -> bool:
+    """Text that can be printed: JSON can also write half a character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
-    """Polygons of at least 3 points, or a compressed RLE; None if nothing is left.
-
-    Returns the object itself when there is nothing to change.
-
-    Raises:
-        TypeError, ValueError: it is neither, or the RLE does not fit the image.
-    """
-    if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
-        if len(polygons) == len(segmentation):
-            return segmentation or None
-        return polygons or None
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        raise TypeError("neither a list of polygons nor an RLE with 'size' and 'counts'")
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(
-            f"the RLE's size is {segmentation['size']}, the image's is {[height, width]}"
-        )
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if sum(counts) != height * width or min(counts) < 0:
-            raise ValueError(f"the RLE's counts sum to {sum(counts)}, not {height * width}")
-        rle = mask_utils.frPyObjects(segmentation, height, width)
-        segmentation = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-    area = int(mask_utils.area(segmentation))
-    if not 0 <= area <= height * width:
-        raise ValueError(f"the RLE covers {area} pixels of {height * width}")
-    return segmentation if area else None
-
-
-def segmentation_area(segmentation: list | dict, height: int, width: int) -> float:
-    """Pixels that polygons or a compressed RLE cover."""
-    if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    return float(mask_utils.area(segmentation))
-
-
-def _log_ids(path: Path, ids: list[int], what: str) -> None:
-    if not ids:
-        return
-    shown = ", ".join(map(str, ids[:_IDS_IN_MESSAGE]))
-    more = ", ..." if len(ids) > _IDS_IN_MESSAGE else ""
-    logger.warning("%s: %d %s (ids %s%s)", path, len(ids), what, shown, more)
+def _is_asked_for(raw_category: dict[str, Any]) -> bool:
+    return "image_count" in raw_category or "frequency" in raw_category

@@ -28,31 +28,38 @@ class CategoryNames:
         ids: category ids, ascending: the contiguous class index numbers them.
 
     Raises:
-        UserError: there are none, or one lacks an integer id or a name.
+        UserError: there are none, one lacks an integer id or a name, or two have the same.
     """
 
     def __init__(self, categories: Iterable[Mapping], origin: str = "the category list") -> None:
         self.names: dict[int, str] = {}
+        self._by_exact_name: dict[str, int] = {}
         synonyms: dict[str, set[int]] = {}
         for category in categories:
             if (
                 not isinstance(category, Mapping)
-                or not isinstance(category.get("id"), int)
+                or type(category.get("id")) is not int
                 or not isinstance(category.get("name"), str)
             ):
                 raise UserError(
                     f"{origin}: each of 'categories' needs an integer 'id' and a 'name', got "
                     f"{category!r:.200}; correct the file"
                 )
+            if category["name"] in self._by_exact_name:
+                raise UserError(
+                    f"{origin}: the categories {self._by_exact_name[category['name']]} and "
+                    f"{category['id']} are both named '{category['name']}'; rename one"
+                )
+            self._by_exact_name[category["name"]] = category["id"]
             self.names[category["id"]] = category["name"]
-            for synonym in category.get("synonyms") or ():
+            listed = category.get("synonyms")
+            for synonym in listed if isinstance(listed, list | tuple) else ():
                 synonyms.setdefault(_plain(synonym), set()).add(category["id"])
         if not self.names:
             raise UserError(
                 f"{origin}: 'categories' is empty; give an LVIS or COCO annotation file"
             )
         self.ids = sorted(self.names)
-        self._by_exact_name = {name: i for i, name in self.names.items()}
         plain: dict[str, set[int]] = {}
         short: dict[str, set[int]] = {}
         for i, name in self.names.items():
@@ -75,7 +82,7 @@ class CategoryNames:
         categories = content.get("categories") if isinstance(content, dict) else None
         if not isinstance(categories, list):
             raise UserError(f"{path}: no list 'categories'; give an LVIS or COCO annotation file")
-        return cls(categories, str(path))
+        return cls(_without_roots(categories, content.get("annotations")), str(path))
 
     def resolve(self, text: str) -> int | None:
         """The id of the category called ``text``, or None."""
@@ -118,6 +125,26 @@ class CategoryNames:
         return list(dict.fromkeys(found.values()))
 
 
+def _without_roots(categories: list, annotations: object) -> list:
+    """Without the root categories that some exporters add, and that no annotation is of.
+
+    A root is the "supercategory" of another one; it may well have the same name as a real one.
+    """
+    dicts = [category for category in categories if isinstance(category, dict)]
+    if len(dicts) < len(categories) or not isinstance(annotations, list) or not annotations:
+        return categories
+    parents = {repr(c.get("supercategory")) for c in dicts}
+    used = {repr(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+    return [
+        category
+        for category in categories
+        if repr(category.get("name")) not in parents
+        or repr(category.get("id")) in used
+        or "image_count" in category
+        or "frequency" in category
+    ]
+
+
 def read_json(path: str | os.PathLike, remedy: str) -> object:
     """The content of a JSON file.
 
@@ -125,11 +152,11 @@ def read_json(path: str | os.PathLike, remedy: str) -> object:
         UserError: it is missing, unreadable or no JSON; the message ends with ``remedy``.
     """
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123  (str or Path alike)
-            return json.load(file)
+        with open(path, "rb") as file:  # noqa: PTH123  (str or Path alike)
+            return json.loads(file.read())  # from bytes: with or without a byte order mark
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
 
 

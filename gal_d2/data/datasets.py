@@ -14,9 +14,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import mmap
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +32,12 @@ from gal_d2.data.annotation_file import (
     file_signature,
     read_annotation_file,
     read_categories,
+    read_category_names,
     without_garbage_collection,
 )
+from gal_d2.data.image_file import WarnOnce
+from gal_d2.data.image_paths import find_image, first_value
+from gal_d2.data.object_report import ObjectReport
 from gal_d2.errors import UserError
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "load_annotation_file",
     "load_instances",
     "load_metadata",
+    "object_report",
     "register_all",
     "register_instances",
     "register_lvis",
@@ -51,6 +54,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+_warn_once = WarnOnce(logger)
 
 _LVIS_V1 = {
     "lvis_v1_train": "lvis/lvis_v1_train.json",
@@ -72,15 +76,24 @@ class _Source:
 
     ``split_folders``: images lie in ``image_root/<split>/<name>``, the last two parts of their
     ``coco_url``, as LVIS is laid out; otherwise in ``image_root/<file_name>``.
+    ``annotated_only``: categories without any annotation are no classes.
     """
 
     json_file: Path
     image_root: Path
     categories_from: str | None = None
     split_folders: bool = False
+    annotated_only: bool = False
+
+    @property
+    def own_classes_annotated_only(self) -> bool:
+        """Where another set gives the classes, what this one has no annotation of is no matter."""
+        return self.annotated_only or self.categories_from is not None
 
 
 _sources: dict[str, _Source] = {}
+# What became of a file's objects, by (path, size and time): said and counted once a process.
+_reports: dict[tuple[Path, tuple[int, int]], ObjectReport] = {}
 
 
 class _JsonMetadata(Metadata):
@@ -99,6 +112,7 @@ def register_instances(
     image_root: str | Path,
     *,
     categories_from: str | None = None,
+    annotated_only: bool = False,
     replace: bool = False,
 ) -> None:
     """Make an LVIS- or COCO-format data set known to detectron2 under ``name``.
@@ -116,12 +130,17 @@ def register_instances(
         categories_from: another registered set, which gives classes, frequencies and image counts.
             Name the training set here when you register its validation set: an own JSON of COCO
             format has no frequencies, and those derived from the validation images are not meant.
+        annotated_only: a category without any annotation, such as an exporter's root category, is
+            no class, unless it has an ``image_count`` or a ``frequency``. Of use for a training
+            set; validation images may well lack a category that a model knows.
         replace: take the place of a set of that name.
 
     Raises:
         UserError: the name is taken, with other arguments; or ``categories_from`` is unknown.
     """
-    source = _Source(Path(json_file), Path(image_root), categories_from)
+    source = _Source(
+        Path(json_file), Path(image_root), categories_from, annotated_only=annotated_only
+    )
     _register(name, source, replace=replace)
 
 
@@ -158,10 +177,11 @@ def register_all(root: str | Path | None = None) -> None:
 def require_dataset(name: str) -> None:
     """Check that a data set is registered and that its annotations and images are there.
 
-    Of the images, the first one is looked for.
+    Of the images, the first one is looked for; where it is missing, all others.
 
     Raises:
-        DatasetNotFoundError: the name is unknown, or a file is missing.
+        DatasetNotFoundError: the name is unknown, or a file is missing: of the images, all.
+        UserError: the first image is missing, and the annotation file is broken.
     """
     source = _source(name)
     file_signature(source.json_file)
@@ -170,7 +190,7 @@ def require_dataset(name: str) -> None:
         missing = source.image_root
     else:
         image = _first_image(source)
-        if image is not None and not image.is_file():
+        if image is not None and not image.is_file() and not _has_other_images(name):
             missing = image
     if missing is not None:
         raise DatasetNotFoundError(
@@ -198,16 +218,34 @@ def load_metadata(name: str) -> Metadata:
 def load_annotation_file(name: str) -> AnnotationFile:
     """The checked annotations of a data set, with its ``categories_from`` applied.
 
+    What was left out or put right is logged when a file is first read.
+
     Raises:
         DatasetNotFoundError: the name is unknown, or its annotation file is missing.
         UserError: the annotation file is broken.
     """
     source = _source(name)
-    content = read_annotation_file(source.json_file)
-    if source.categories_from is None:
-        return content
-    categories = _checked_categories(name, content.categories)
-    return dataclasses.replace(content, categories=categories)
+    signature = file_signature(source.json_file)
+    content = read_annotation_file(
+        source.json_file, annotated_only=source.own_classes_annotated_only
+    )
+    if source.categories_from is not None:
+        content = _with_other_categories(name, content)
+    if (source.json_file, signature) not in _reports:
+        _log_changes(content, follows_another=source.categories_from is not None)
+        _reports[source.json_file, signature] = content.report
+    return content
+
+
+def object_report(name: str) -> ObjectReport:
+    """What became of the objects of a data set; read from its file where that was not done yet.
+
+    Raises:
+        DatasetNotFoundError, UserError: as :func:`load_annotation_file`.
+    """
+    source = _source(name)
+    key = source.json_file, file_signature(source.json_file)
+    return _reports[key] if key in _reports else load_annotation_file(name).report
 
 
 @without_garbage_collection()
@@ -232,9 +270,14 @@ def load_instances(name: str) -> list[dict[str, Any]]:
     class_of = metadata["thing_dataset_id_to_contiguous_id"]
 
     records = {}
+    renamed = []
     for image in content.images:
+        name_in_json = _image_name(source, image)
+        file_name = find_image(source.image_root, name_in_json)
+        if file_name != os.path.join(source.image_root, name_in_json):
+            renamed.append((name_in_json, file_name))
         records[image["id"]] = {
-            "file_name": _image_path(source, image),
+            "file_name": file_name,
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -252,15 +295,28 @@ def load_instances(name: str) -> list[dict[str, Any]]:
                 "iscrowd": annotation["iscrowd"],
             }
         )
+    if renamed:
+        _warn_once(
+            f"{source.json_file} names",
+            f"{source.json_file}: {len(renamed)} image names are read with / for \\, or in another "
+            f"Unicode form, as the files have it (first: '{renamed[0][0]}' is {renamed[0][1]})",
+        )
+    # Of the objects, `ObjectReport.counts` tells: a second total beside it would only puzzle.
     logger.info(
-        "%s: %d images, %d instances, %d categories, read in %.1f s",
+        "%s: %d images, %d categories, read in %.1f s",
         name,
         len(records),
-        len(content.annotations),
         len(content.categories),
         time.perf_counter() - start,
     )
     return list(records.values())
+
+
+def _has_other_images(name: str) -> bool:
+    """Some, of an own data set; one of LVIS's layout comes as a whole."""
+    if _source(name).split_folders:
+        return False
+    return any(os.path.isfile(record["file_name"]) for record in load_instances(name))
 
 
 def _root(root: str | Path | None) -> Path:
@@ -319,15 +375,17 @@ def _source(name: str) -> _Source:
 
 def _load_categories(name: str) -> tuple[Category, ...]:
     source = _source(name)
-    categories = read_categories(source.json_file)
+    categories = read_categories(source.json_file, annotated_only=source.own_classes_annotated_only)
     return _checked_categories(name, categories) if source.categories_from else categories
 
 
 def _checked_categories(name: str, own: tuple[Category, ...]) -> tuple[Category, ...]:
-    """The categories of ``categories_from``, which must include ``own``, with the same names."""
+    """The categories of ``categories_from``, whose file must list ``own``, with the same names."""
     other = _sources[name].categories_from
     categories = _load_categories(other)
     name_of = {category.id: category.name for category in categories}
+    if _source(other).annotated_only and any(category.id not in name_of for category in own):
+        name_of = read_category_names(_source(other).json_file)
     for category in own:
         if name_of.get(category.id) != category.name:
             raise UserError(
@@ -336,6 +394,48 @@ def _checked_categories(name: str, own: tuple[Category, ...]) -> tuple[Category,
                 "category list in both."
             )
     return categories
+
+
+def _with_other_categories(name: str, content: AnnotationFile) -> AnnotationFile:
+    """``content`` with the categories of ``categories_from``, and without objects of others."""
+    categories = _checked_categories(name, content.categories)
+    classes = {category.id for category in categories}
+    if classes.issuperset(content.report.objects_of):
+        return dataclasses.replace(content, categories=categories)
+    names = {c.id: c.name for c in content.categories}
+    annotations = []
+    for annotation in content.annotations:
+        if annotation["category_id"] in classes:
+            annotations.append(annotation)
+        else:
+            content.report.add_foreign(annotation)
+    foreign = sorted(content.report.objects_of.keys() - classes)
+    logger.warning(
+        "%s: the objects of %s are left out: they are no classes of data set '%s', which has no "
+        "annotation of them; to make one a class, give it an 'image_count' (0) there",
+        content.path,
+        ", ".join(f"'{names[i]}'" for i in foreign),
+        _sources[name].categories_from,
+    )
+    return dataclasses.replace(content, categories=categories, annotations=annotations)
+
+
+def _log_changes(content: AnnotationFile, *, follows_another: bool) -> None:
+    for what, finding in content.report.corrections.items():
+        logger.warning(
+            "%s: %d annotations %s (ids %s)",
+            content.path,
+            finding.count,
+            what.value,
+            finding.some_ids,
+        )
+    if content.left_out and not follows_another:
+        logger.warning(
+            "%s: no annotation is of %s: no class, and nothing is generated for it; to make one a "
+            "class, give it an 'image_count' (0) there",
+            content.path,
+            ", ".join(f"'{name}' (id {i})" for i, name in content.left_out.items()),
+        )
 
 
 def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
@@ -351,30 +451,20 @@ def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
     }
 
 
-def _image_path(source: _Source, image: dict[str, Any]) -> str:
-    by_url = "coco_url" in image and (source.split_folders or not image.get("file_name"))
-    name = "/".join(image["coco_url"].split("/")[-2:]) if by_url else image["file_name"]
-    return os.path.join(source.image_root, name)
+def _image_name(source: _Source, image: dict[str, Any]) -> str:
+    url, name = image.get("coco_url"), image.get("file_name")
+    if url and (source.split_folders or not name):
+        name = "/".join(url.split("/")[-2:])
+    return name
 
 
 def _first_image(source: _Source) -> Path | None:
     """The file of the first image, found without parsing the JSON; None if it names none."""
-    found = {}
-    try:
-        with (
-            source.json_file.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
-        ):
-            for key in ("coco_url",) if source.split_folders else ("file_name", "coco_url"):
-                start = view.find(f'"{key}"'.encode())
-                text = view[start : start + 4096].decode("utf-8", "replace") if start >= 0 else ""
-                match = re.match(r'"\w+"\s*:\s*"([^"\\]+)"', text)
-                if match:
-                    found[key] = match.group(1)
-                    break
-    except (OSError, ValueError):  # unreadable or empty: reading the annotations will say so
+    keys = ("coco_url",) if source.split_folders else ("file_name", "coco_url")
+    found = first_value(source.json_file, keys)
+    if found is None:
         return None
-    return Path(_image_path(source, found)) if found else None
+    return Path(find_image(source.image_root, _image_name(source, dict([found]))))
 
 
 register_all()

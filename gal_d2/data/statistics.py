@@ -19,7 +19,7 @@ from gal_d2.data.datasets import load_annotation_file, load_metadata
 logger = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it when the meaning of a field changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from gal_d2.data.snapshots import PREFETCH_FACTOR
+from gal_d2.errors import UserError
 
 # How many other images are tried, in turn, when the mapper cannot use one.
 MAX_REPLACEMENTS = 10
@@ -82,9 +83,9 @@ class SeededSamples(Dataset):
                 )
             if sample is not None:
                 return sample
-        raise RuntimeError(
-            f"none of {MAX_REPLACEMENTS + 1} images in a row could be used for training, the last "
-            f"was {self.dataset[candidate].get('file_name')}: see the warnings above"
+        raise UserError(
+            f"None of {MAX_REPLACEMENTS + 1} images in a row could be used for training, the last "
+            f"was {self.dataset[candidate].get('file_name')}: see the warnings above."
         )
 
 
@@ -164,7 +165,7 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         # A generator: nothing starts, and no attribute is read, before the first `next`.
-        yield from DataLoader(
+        batches = DataLoader(
             SeededSamples(self.dataset, self.mapper, self.seed),
             batch_sampler=_Restartable(self.keys),
             num_workers=self.num_workers,
@@ -173,6 +174,10 @@ class TrainingLoader:
             worker_init_fn=_init_worker,
             generator=torch.Generator(),  # else starting to load draws from the global one
         )
+        try:
+            yield from batches
+        except UserError as error:
+            raise UserError(_without_traceback(error)) from error
 
 
 class _Restartable:
@@ -183,6 +188,11 @@ class _Restartable:
 
     def __iter__(self) -> Iterator[Any]:
         return self.make()
+
+
+def _without_traceback(error: UserError) -> str:
+    """The sentence of an error, which comes out of a loader worker with the worker's traceback."""
+    return str(error).strip().rpartition(f"{type(error).__qualname__}: ")[2]
 
 
 def _as_list(samples: list[dict]) -> list[dict]:

@@ -237,6 +237,11 @@ def score_pool(
     """
     folder = Path(folder)
     pool, categories = open_pool(cfg, options.categories)
+    if not cfg.DATASETS[SPLITS[options.split]]:
+        raise UserError(
+            f"DATASETS.{SPLITS[options.split]} is empty, which the split '{options.split}' is: "
+            "give GAL.DATA.VAL, two paths (annotation JSON, image folder)."
+        )
     for name in cfg.DATASETS[SPLITS[options.split]]:
         require_dataset(name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.visualizer import GenericMask
 
+from gal_d2.data.image_file import UnreadableImageError, read_training_image
 from gal_d2.engine.trainer import GALTrainer
+from gal_d2.errors import UserError
 from gal_d2.visualization.samples import prediction_sheet, training_sheet
+
+logger = logging.getLogger(__name__)
 
 
 def draw_training_images(cfg: CfgNode, count: int = 12) -> np.ndarray:
@@ -41,14 +45,21 @@ def draw_predictions(
     model.eval()
     for index in chosen:
         record = dicts[index]
+        try:
+            image = read_training_image(record, "RGB")
+        except UnreadableImageError as error:
+            logger.warning("%s No predictions are drawn on it.", error)
+            continue
         sample = loader.dataset[int(index)]
         with torch.no_grad():
             predictions.append(model([sample])[0]["instances"].to("cpu"))
-        images.append(utils.read_image(record["file_name"], "RGB"))
+        images.append(image)
         size = record["height"], record["width"]
         annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         masks = np.zeros((len(annotations), *size), dtype=bool)
         for k, annotation in enumerate(annotations):
             masks[k] = GenericMask(annotation["segmentation"], *size).mask
         truths.append((masks, [a["category_id"] for a in annotations]))
+    if not images:
+        raise UserError(f"None of {len(chosen)} images of '{name}' can be read; check its folder.")
     return prediction_sheet(images, truths, predictions, class_names)

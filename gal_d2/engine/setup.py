@@ -89,6 +89,8 @@ def resolve_datasets(cfg: CfgNode, split: str = "TRAIN") -> None:
     for key, replaced in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
         pair = cfg.GAL.DATA[key]
         if not pair:
+            if key == "VAL" and cfg.GAL.DATA.TRAIN:
+                cfg.DATASETS.TEST = ()  # those of the config are of other data
             continue
         if len(pair) != 2:
             raise UserError(
@@ -98,9 +100,18 @@ def resolve_datasets(cfg: CfgNode, split: str = "TRAIN") -> None:
         # Validation takes its categories, and which of them are rare, from the training set.
         own_training_set = key == "VAL" and cfg.GAL.DATA.TRAIN
         register_instances(
-            name, *pair, categories_from="gal_train" if own_training_set else None, replace=True
+            name,
+            *pair,
+            categories_from="gal_train" if own_training_set else None,
+            annotated_only=key == "TRAIN",
+            replace=True,
         )
         cfg.DATASETS[replaced] = (name,)
+    if not cfg.DATASETS[split]:
+        raise UserError(
+            f"DATASETS.{split} is empty: give GAL.DATA.{'VAL' if split == 'TEST' else split}, two "
+            "paths (annotation JSON, image folder)."
+        )
     for name in cfg.DATASETS[split]:
         require_dataset(name)
     name = cfg.DATASETS[split][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -22,12 +24,15 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data import posterior_view
 from gal_d2.data.augmentation import build_probe_augmentations
+from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
 from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.datasets import require_dataset
+from gal_d2.data.datasets import DatasetNotFoundError, require_dataset
+from gal_d2.data.evaluation_mapper import EvaluationMapper
 from gal_d2.data.pool import open_configured_pool
 from gal_d2.data.pool_growth import pool_state
 from gal_d2.data.probe import split_probe
@@ -44,6 +49,8 @@ from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
 
+logger = logging.getLogger(__name__)
+
 
 class GALTrainer(DefaultTrainer):
     """Trains any detectron2 detector on LVIS-format data, with or without pasted instances.
@@ -59,13 +66,16 @@ class GALTrainer(DefaultTrainer):
         # A random seed is drawn once per run, and kept in its checkpoints.
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
 
+        # The data first: what is wrong with them is said before anything is computed.
+        loader = self.build_train_loader(cfg, self.seed)
+        check_evaluation_sets(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self.judge = self.build_judge(cfg, model, self.seed)
         model = wrap_in_ddp(model)
         self._trainer = MixedPrecisionTrainer(
             model,
-            self.build_train_loader(cfg, self.seed),
+            loader,
             optimizer,
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
@@ -297,6 +307,7 @@ class GALTrainer(DefaultTrainer):
     @classmethod
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
         """Metrics of the model that :meth:`load_model` gives."""
+        check_evaluation_sets(cfg)
         return cls.test(cfg, wrap_in_ddp(cls.load_model(cfg, resume)))
 
     @classmethod
@@ -313,11 +324,7 @@ class GALTrainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {world_size} processes "
                 f"cannot share: make it a multiple of {world_size}."
             )
-        for name in cfg.DATASETS.TRAIN:
-            require_dataset(name)
-        dicts = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
+        dicts = load_training_dicts(cfg)
         dicts, probe = split_probe(cfg, dicts)
         return TrainingLoader(
             DatasetFromList(dicts, copy=False),
@@ -359,6 +366,11 @@ class GALTrainer(DefaultTrainer):
         )
 
     @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """The images of a data set in their order, each once."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+
+    @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
         for name in cfg.DATASETS.TEST:
             require_dataset(name)
@@ -366,6 +378,44 @@ class GALTrainer(DefaultTrainer):
         device_type = next(model.parameters()).device.type
         with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
             return super().test(cfg, model, evaluators)
+
+
+def check_evaluation_sets(cfg: CfgNode) -> None:
+    """Look at ``cfg.DATASETS.TEST`` before anything is computed.
+
+    Raises:
+        UserError: a data set is not there, or cannot be evaluated on.
+    """
+    if not cfg.DATASETS.TEST:
+        logger.warning(
+            "No data set to evaluate on is given (GAL.DATA.VAL for own data): evaluation is off."
+        )
+    for name in cfg.DATASETS.TEST:
+        try:
+            require_dataset(name)
+            check_evaluation_set(name)
+        except DatasetNotFoundError as error:
+            raise UserError(
+                f"{error} To train without evaluation, leave GAL.DATA.VAL out where GAL.DATA.TRAIN "
+                'is given, or else set DATASETS.TEST "()".'
+            ) from error
+
+
+def load_training_dicts(cfg: CfgNode) -> list[dict]:
+    """The dataset dicts of ``cfg.DATASETS.TRAIN``, looked at before they train.
+
+    Raises:
+        UserError: a data set is not there, or nothing in it can train.
+    """
+    dicts = []
+    for name in cfg.DATASETS.TRAIN:
+        require_dataset(name)
+        records = get_detection_dataset_dicts(name, filter_empty=False)
+        check_training_set(name, records)
+        dicts += records
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    return dicts
 
 
 class StepSeed(HookBase):

@@ -100,19 +100,24 @@ class LVISEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._detections: list[dict[str, Any]] = []
+        self._unreadable: set[int] = set()
         self._predicts_masks = False
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep a batch's detections.
 
         Args:
-            inputs: dicts with ``image_id``.
+            inputs: dicts with ``image_id``, and ``unreadable`` where the file could not be read:
+                such an image is left out of the evaluation.
             outputs: dicts with ``instances``, in the coordinates of the original image:
                 ``pred_boxes, scores, pred_classes`` and maybe ``pred_masks`` ((N, H, W), bool).
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = self._best(output["instances"]).to("cpu")
             self._predicts_masks |= instances.has("pred_masks")
+            if image.get("unreadable"):
+                self._unreadable.add(image["image_id"])
+                continue
             detections = instances_to_coco_json(instances, image["image_id"])
             for detection in detections:
                 detection["category_id"] = self._category_id(detection["category_id"])
@@ -125,7 +130,7 @@ class LVISEvaluator(DatasetEvaluator):
         and AR, all and by area, with the number of detections in the key (``AR@300, ARs@300`` ...).
         A figure that no ground truth defines is NaN. Without any detection, all others are 0.
         """
-        detections, predicts_masks = self._gather()
+        detections, unreadable, predicts_masks = self._gather()
         if detections is None:
             return None
         if not detections:
@@ -140,8 +145,16 @@ class LVISEvaluator(DatasetEvaluator):
             self._output_dir.mkdir(parents=True, exist_ok=True)
             _write_results(self._output_dir / RESULTS_FILE, detections)
 
-        if self._ground_truth is None:  # once, and only on the rank that evaluates
-            self._ground_truth = _GroundTruth.of(load_annotation_file(self._dataset_name))
+        if unreadable:
+            logger.warning(
+                "%s: %d images could not be read and are left out of these figures",
+                self._dataset_name,
+                len(unreadable),
+            )
+        # Once, as a rule, and only on the rank that evaluates.
+        if self._ground_truth is None or self._ground_truth.without != unreadable:
+            content = load_annotation_file(self._dataset_name)
+            self._ground_truth = _GroundTruth.of(content, without=unreadable)
         self._check_image_ids(detections)
         results, category_ap = OrderedDict(), {}
         for task in tasks:
@@ -175,15 +188,21 @@ class LVISEvaluator(DatasetEvaluator):
             )
         return self._category_ids[class_index]
 
-    def _gather(self) -> tuple[list[dict[str, Any]] | None, bool]:
-        if not self._distributed:
-            return self._detections, self._predicts_masks
-        comm.synchronize()
-        gathered = comm.gather((self._detections, self._predicts_masks), dst=0)
-        if not comm.is_main_process():
-            return None, False
-        detections, predicts_masks = zip(*gathered, strict=True)
-        return list(itertools.chain.from_iterable(detections)), any(predicts_masks)
+    def _gather(self) -> tuple[list[dict[str, Any]] | None, frozenset[int], bool]:
+        """Detections, ids of unreadable images, and whether masks were predicted."""
+        own = self._detections, self._unreadable, self._predicts_masks
+        gathered = [own]
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(own, dst=0)
+            if not comm.is_main_process():
+                return None, frozenset(), False
+        detections, unreadable, predicts_masks = zip(*gathered, strict=True)
+        return (
+            list(itertools.chain.from_iterable(detections)),
+            frozenset().union(*unreadable),
+            any(predicts_masks),
+        )
 
     def _check_image_ids(self, detections: list[dict[str, Any]]) -> None:
         unknown = {d["image_id"] for d in detections} - self._ground_truth.image_ids
@@ -226,14 +245,22 @@ class _GroundTruth:
     image_ids: frozenset[int]
     categories: tuple[Category, ...]
     instance_count: Counter[int]
+    without: frozenset[int]
 
     @classmethod
-    def of(cls, content: AnnotationFile) -> _GroundTruth:
+    def of(cls, content: AnnotationFile, without: frozenset[int] = frozenset()) -> _GroundTruth:
+        """Args: the content of a file, and the ids of images that are left out."""
         images = content.images
         if content.exhaustive:
             images = _with_all_absent_negative(content)
+        images = [image for image in images if image["id"] not in without]
+        if not images:
+            raise UserError(
+                f"{content.path}: no image could be read, so there is nothing to evaluate; check "
+                "the image folder."
+            )
         categories = [dataclasses.asdict(category) for category in content.categories]
-        annotations = [a for a in content.annotations if a["area"] > 0]  # as lvis-api does
+        annotations = [a for a in content.annotations if a["image_id"] not in without]
         return cls(
             path=content.path,
             dataset=hotcoco.COCO(
@@ -242,6 +269,7 @@ class _GroundTruth:
             image_ids=frozenset(image["id"] for image in images),
             categories=content.categories,
             instance_count=Counter(a["category_id"] for a in annotations if not a["iscrowd"]),
+            without=without,
         )
 
 

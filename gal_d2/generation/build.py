@@ -81,7 +81,7 @@ def load_generation_categories(cfg: CfgNode) -> tuple[Category, ...]:
         UserError: there is no such data set, or its annotation file is missing or broken.
     """
     if cfg.GAL.DATA.TRAIN:
-        return read_categories(cfg.GAL.DATA.TRAIN[0])
+        return read_categories(cfg.GAL.DATA.TRAIN[0], annotated_only=True)
     return read_categories(load_metadata(cfg.DATASETS.TRAIN[0]).json_file)
 
 
@@ -262,7 +262,7 @@ def build_real_crops(cfg: CfgNode, categories: Sequence[Category]) -> RealCrops:
     """
     dicts: list[dict] = []
     if cfg.GAL.DATA.TRAIN:
-        register_instances("gal_train", *cfg.GAL.DATA.TRAIN, replace=True)
+        register_instances("gal_train", *cfg.GAL.DATA.TRAIN, annotated_only=True, replace=True)
         names = ("gal_train",)
     else:
         names = cfg.DATASETS.TRAIN

@@ -105,3 +105,48 @@ def test_several_names_at_once() -> None:
     assert names.resolve_all(["bun", "7", "bun"], "--category") == [7, 12]
     with pytest.raises(UserError, match=r"--category: .*'bunn' \(did you mean bun\?\), 'xyzzy';"):
         names.resolve_all(["bunn", "bun", "xyzzy"], "--category")
+
+
+class TestExporters:
+    """What exporters add to a category list."""
+
+    def write(
+        self, path: Path, categories: list[dict], used: list[int], start: bytes = b""
+    ) -> Path:
+        annotations = [{"id": k, "category_id": i} for k, i in enumerate(used)]
+        content = {"categories": categories, "annotations": annotations}
+        path.write_bytes(start + json.dumps(content).encode())
+        return path
+
+    def test_byte_order_mark(self, tmp_path: Path) -> None:
+        categories = [{"id": 1, "name": "bun"}]
+        path = self.write(tmp_path / "a.json", categories, [1], b"\xef\xbb\xbf")
+        assert CategoryNames.from_file(path).names == {1: "bun"}
+
+    def test_root_category_of_the_same_name(self, tmp_path: Path) -> None:
+        categories = [
+            {"id": 0, "name": "bun", "supercategory": "none"},
+            {"id": 1, "name": "bun", "supercategory": "bun"},
+            {"id": 2, "name": "cup", "supercategory": "bun"},
+        ]
+        path = self.write(tmp_path / "a.json", categories, [1, 2])
+        assert CategoryNames.from_file(path).names == {1: "bun", 2: "cup"}
+
+    def test_a_parent_with_annotations_and_a_category_without_are_kept(self, tmp_path) -> None:
+        categories = [
+            {"id": 0, "name": "food", "supercategory": "none"},
+            {"id": 1, "name": "bun", "supercategory": "food"},
+            {"id": 2, "name": "cup", "supercategory": "food"},
+        ]
+        path = self.write(tmp_path / "a.json", categories, [0, 1])
+        assert CategoryNames.from_file(path).ids == [0, 1, 2]
+
+    def test_two_of_the_same_name(self) -> None:
+        categories = [{"id": 3, "name": "bun"}, {"id": 5, "name": "bun"}]
+        with pytest.raises(UserError, match="categories 3 and 5 are both named 'bun'; rename"):
+            CategoryNames(categories)
+
+    @pytest.mark.parametrize("synonyms", [None, 3, "roll"])
+    def test_synonyms_that_are_no_list_are_none(self, synonyms: object) -> None:
+        names = CategoryNames([{"id": 3, "name": "bun", "synonyms": synonyms}])
+        assert names.resolve("r") is None and names.resolve("bun") == 3

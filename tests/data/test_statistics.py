@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 
@@ -19,13 +20,16 @@ from gal_d2.data.statistics import category_statistics, compute_statistics
 NAME = "test_statistics"
 
 
-def annotation(annotation_id: int, image_id: int, category_id: int, area: float, crowd=0) -> dict:
+def annotation(annotation_id: int, image_id: int, category_id: int, area: int, crowd=0) -> dict:
+    """A square, or else a rectangle of 50 px height, in the corner of its image."""
+    height = math.isqrt(area) if math.isqrt(area) ** 2 == area else 50
+    width = area // height
     return {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": category_id,
-        "bbox": [0, 0, 10, 10],
-        "segmentation": [[0, 0, 10, 0, 10, 10]],
+        "bbox": [0, 0, width, height],
+        "segmentation": [[0, 0, width, 0, width, height, 0, height]],
         "area": area,
         "iscrowd": crowd,
     }

@@ -14,6 +14,7 @@ from gal_d2.data.stream import (
     sample_seed,
     seeded,
 )
+from gal_d2.errors import UserError
 
 DATASET = [{"file_name": f"{i}.jpg", "index": i} for i in range(7)]
 
@@ -71,9 +72,15 @@ def test_an_unusable_image_is_replaced_the_same_way_each_time():
     assert all(sample["index"] % 2 == 0 for batch in first for sample in batch)
 
 
-def test_a_data_set_without_usable_images_is_an_error_that_names_one():
-    with pytest.raises(RuntimeError, match=r"\d\.jpg"):
-        take(make_loader(lambda sample: None), 1)
+def no_mapper(sample: dict) -> None:
+    return None
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_data_set_without_usable_images_is_one_sentence_that_names_one(num_workers):
+    with pytest.raises(UserError, match=r"\d\.jpg") as caught:
+        take(make_loader(no_mapper, num_workers), 1)
+    assert str(caught.value).startswith("None of 11 images") and "\n" not in str(caught.value)
 
 
 def test_wide_and_tall_images_do_not_mix():
