@@ -746,7 +746,9 @@ def _make_pool(
     }
     total = len(CATEGORIES) * config.pool_per_category
     with (
-        PoolWriter(folder / "pool") as writer,
+        PoolWriter(
+            folder / "pool", names={i: c.name for i, c in enumerate(CATEGORIES, start=1)}
+        ) as writer,
         tqdm(total=total, desc="pool", disable=None) as progress,
     ):
         for category_id, category in enumerate(CATEGORIES, start=1):

@@ -121,6 +121,7 @@ class Judge(ABC):
             Path(cfg.OUTPUT_DIR) / "ledger",
             category_ids=[category_of_class[c] for c in range(len(category_of_class))],
             category_frequency=metadata.category_frequency,
+            category_names=metadata.thing_classes,
             rank=comm.get_rank(),
             num_processes=comm.get_world_size(),
         )

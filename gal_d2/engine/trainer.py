@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
+from gal_d2.data.category_identity import dataset_names, names_state
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
 from gal_d2.data.pool_growth import pool_state
@@ -35,7 +36,7 @@ from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interlea
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
-from gal_d2.engine.snapshot_hook import SnapshotHook, Source, evidence_source
+from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, evidence_source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -181,6 +182,9 @@ class GALTrainer(DefaultTrainer):
                 mapper.class_of_category,
                 min_weight=self.cfg.GAL.POOL.MIN_WEIGHT,
             )
+        if sources:
+            names = dataset_names(self.cfg.DATASETS.TRAIN[0])
+            sources[CATEGORIES] = functools.partial(names_state, names)
         return sources
 
     def train(self) -> OrderedDict | None:
