@@ -140,6 +140,7 @@ class CheckpointStore(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
         classes = checkpoint.get(CLASSES)
+        reason = ""
         resumes = not self._is_start and "trainer" in self.checkpointables
         if resumes:
             self._check_classes(classes)
@@ -148,11 +149,8 @@ class CheckpointStore(DetectionCheckpointer):
             left_out = [name for name in checkpoint["model"] if _CLASS_LAYERS.search(name)]
             for name in left_out:
                 del checkpoint["model"][name]
-            logger.warning(
-                "%s was trained on other classes (%s): its layers of classes are left out.",
-                self._label,
-                _difference(classes, self.class_names, self.dataset_name),
-            )
+            difference = _difference(classes, self.class_names, self.dataset_name)
+            reason = f" Its classes are others: {difference}."
         incompatible = super()._load_model(checkpoint)
         wrong = incompatible.incorrect_shapes
         absent = set(incompatible.missing_keys) - {name for name, *_ in wrong}
@@ -162,7 +160,7 @@ class CheckpointStore(DetectionCheckpointer):
             if name in absent and not name.endswith(_UNUSED)
         ]
         if self._is_start:
-            self._say_what_is_random(missing, wrong, incompatible.unexpected_keys)
+            self._say_what_is_random(missing, wrong, incompatible.unexpected_keys, reason)
             return
         if missing or wrong:
             raise UserError(self._misfit(missing, wrong, classes))
@@ -235,7 +233,11 @@ class CheckpointStore(DetectionCheckpointer):
         )
 
     def _say_what_is_random(
-        self, missing: list[str], wrong: list[tuple[str, tuple, tuple]], unexpected: list[str]
+        self,
+        missing: list[str],
+        wrong: list[tuple[str, tuple, tuple]],
+        unexpected: list[str],
+        reason: str,
     ) -> None:
         total = [name for name in self.model.state_dict() if not name.endswith(_UNUSED)]
         not_loaded = [f"{name} ({theirs}, here {ours})" for name, theirs, ours in wrong]
@@ -248,12 +250,13 @@ class CheckpointStore(DetectionCheckpointer):
             )
         if not_loaded or unexpected:
             logger.warning(
-                "%s: %d of %d tensors are loaded. Not loaded, so random: %s. Not used: %s.",
+                "%s: %d of %d tensors are loaded. Not loaded, so random: %s. Not used: %s.%s",
                 self._label,
                 len(total) - len(not_loaded),
                 len(total),
                 _some(_modules(not_loaded)) if not_loaded else "none",
                 _some(_modules(unexpected)) if unexpected else "none",
+                reason,
             )
 
 

@@ -99,7 +99,6 @@ class GALTrainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             self.checkpointer.load_last()
             self.start_iter = self.iter + 1
-            check_steps_left(self.start_iter, self.max_iter)
         else:
             self.checkpointer.load_start(self.cfg.MODEL.WEIGHTS)
         loader = self._trainer.data_loader
@@ -119,6 +118,7 @@ class GALTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        check_steps_left(self.iter + 1, self.max_iter)
         adopt_learning_rate(self.optimizer, self.scheduler)
         self.seed = state_dict["seed"]
 
