@@ -52,6 +52,7 @@ from gal_d2.data.miniature_objects import (
 )
 from gal_d2.data.miniature_sources import (
     OBJECT_SOURCES,
+    Fetch,
     ObjectImages,
     Photograph,
     has_fashion_mnist,
@@ -268,6 +269,7 @@ def prepare_miniature(
     config: MiniatureConfig | None = None,
     *,
     force: bool = False,
+    fetch: Fetch | None = None,
 ) -> Path:
     """Make the miniature, or find it made.
 
@@ -279,6 +281,7 @@ def prepare_miniature(
         sources: folder that caches fetched source images.
         config: defaults to ``MiniatureConfig()``.
         force: make it even if it is there with this config.
+        fetch: fetches objects that are missing into ``sources``; None: they are not fetched.
 
     Returns:
         ``output``.
@@ -296,7 +299,7 @@ def prepare_miniature(
         if not force and _is_current(output, sources, config):
             return output
         start = time.perf_counter()
-        objects = load_objects(sources, config.object_source)
+        objects = load_objects(sources, config.object_source, fetch)
         photographs = load_photographs()
         with _renamed_when_complete(output) as folder:
             _build(folder, objects, photographs, config)
