@@ -143,7 +143,12 @@ def test_torchvision_that_fails(tool, tmp_path, monkeypatch):
 def test_the_probe_does_not_wait_for_a_server_that_hangs(tool, monkeypatch):
     monkeypatch.undo()
     over = threading.Event()
-    monkeypatch.setattr(tool.urllib.request, "urlopen", lambda *args, **kwargs: over.wait())
+
+    def hang(*args, **kwargs) -> None:
+        over.wait()
+        raise OSError("nobody waits any more")
+
+    monkeypatch.setattr(tool.urllib.request, "urlopen", hang)
     assert not tool._answers("http://localhost/", timeout=0.05)
     over.set()
 
