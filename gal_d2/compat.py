@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
-import importlib.resources
 import importlib.util
 import sys
 import types
 from collections.abc import Iterator
+
+from gal_d2.model_zoo_import import lend_pkg_resources
 
 MINIMUM_DETECTRON2 = (0, 6)
 _INSTALL_HINT = (
@@ -84,16 +85,6 @@ def _stand_in_for_compiled_ops() -> None:
     _ops_library.impl("nms_rotated", nms_rotated, "CompositeImplicitAutograd")
 
 
-def _stand_in_for_pkg_resources() -> None:
-    """``detectron2.model_zoo`` wants setuptools' old module, which setuptools 81 dropped."""
-    if importlib.util.find_spec("pkg_resources") is not None:
-        return
-
-    module = types.ModuleType("pkg_resources")
-    module.resource_filename = lambda package, path: str(importlib.resources.files(package) / path)
-    sys.modules["pkg_resources"] = module
-
-
 class _NumpyWithAliases(types.ModuleType):
     def __init__(self, numpy: types.ModuleType) -> None:
         super().__init__("numpy")
@@ -140,7 +131,7 @@ def apply() -> None:
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(f"detectron2 is not installed: {_INSTALL_HINT}.")
     _restore_pillow_names()
-    _stand_in_for_pkg_resources()
+    lend_pkg_resources()
 
     import detectron2
 

@@ -47,12 +47,20 @@ def main(arguments: argparse.Namespace) -> int:
             f"the instance pool {root} does not exist; fill one with tools/import_cutouts.py"
         )
     names = CategoryNames.from_file(arguments.annotations).names if arguments.annotations else {}
+    foreign: dict[int, str] = {}
+    unnamed = 0
     shards = shard_names(root)
     counts: Counter = Counter()
     seen: set[int] = set()
     duplicates = corrupt_shards = corrupt_rows = 0
     for shard in tqdm(shards, unit=" shards", disable=None):
         report = check_shard(root / shard, decode=not arguments.no_decode)
+        unnamed += report.error is None and report.names is None
+        used = {category_id for _, category_id in report.sound_rows}
+        for category_id in used & set(report.names or ()):
+            kept = report.names[category_id]
+            if names.setdefault(category_id, kept) != kept:
+                foreign[category_id] = kept
         if report.error is not None:
             corrupt_shards += 1
             tqdm.write(f"corrupt shard {root / shard}: {report.error}")
@@ -66,6 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
                 seen.add(pool_id)
                 counts[category_id] += 1
     print_temporary_files(root)
+    print_identity(names, foreign, unnamed)
     for category_id, count in sorted(counts.items()):
         print(f"{category_id:>7}  {count:>9,}  {names.get(category_id, '')}".rstrip())
     print(
@@ -74,6 +83,18 @@ def main(arguments: argparse.Namespace) -> int:
         f"{corrupt_rows:,} corrupt cut-outs"
     )
     return 1 if corrupt_shards or corrupt_rows else 0
+
+
+def print_identity(names: dict[int, str], foreign: dict[int, str], unnamed: int) -> None:
+    """Say where ids mean several categories, or nobody kept what they mean."""
+    for category_id, name in sorted(foreign.items()):
+        print(
+            f"category id {category_id} was '{name}' when cut-outs were stored, and is "
+            f"'{names[category_id]}' in the annotations or in other shards",
+            file=sys.stderr,
+        )
+    if unnamed:
+        print(f"{unnamed:,} shards of an earlier release keep no category names", file=sys.stderr)
 
 
 def print_temporary_files(root: Path) -> None:

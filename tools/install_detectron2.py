@@ -5,6 +5,9 @@ An installed detectron2 (0.6 or later, any build) is used as it is. Otherwise th
 pure-Python copy of v0.6 is installed. That copy ships no C++ sources, so its setup.py fails to
 build; it is given a `torch.utils.cpp_extension` that builds nothing, and no compiler is needed.
 `gal_d2.compat` then stands in for the compiled ops, none of which this project calls.
+
+What the registry gives is compared with a known SHA-256 before any of it runs. The Python files of
+that very file were compared with those of upstream's v0.6, one by one.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import tempfile
 from pathlib import Path
 
 REQUIREMENT = "pb1-detectron2==0.6"
+# Of its one file, pb1-detectron2-0.6.tar.gz.
+SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 STUB_FILES = {
@@ -74,12 +79,21 @@ def install_registry_copy() -> None:
             path = Path(stub, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        uv_install = [sys.executable, "-m", "uv", "pip", "install", "--quiet"]
-        subprocess.run(
-            [*uv_install, "--python", sys.executable, "--no-build-isolation", REQUIREMENT],
-            env={**os.environ, "PYTHONPATH": stub},
-            check=True,
-        )
+        command = uv_install_command(Path(stub, "requirements.txt"))
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": stub}, check=True)
+
+
+def uv_install_command(requirements: Path) -> list[str]:
+    """The command that installs the copy, checking its hash before it builds it.
+
+    Args:
+        requirements: file to write the requirement with its hash to.
+    """
+    requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
+    return [
+        *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--verify-hashes"),
+        *("--python", sys.executable, "--no-build-isolation", "--requirement", str(requirements)),
+    ]
 
 
 def check_import() -> bool:
@@ -103,7 +117,9 @@ def main() -> int:
             install_registry_copy()
         except subprocess.CalledProcessError as error:
             print(f"install_detectron2: {' '.join(map(str, error.cmd))} failed; install detectron2 "
-                  "from source instead (its INSTALL.md says how).", file=sys.stderr)  # fmt: skip
+                  "from source instead (its INSTALL.md says how). After a hash mismatch do not "
+                  "install what the registry has: it is not the file that was checked.",
+                  file=sys.stderr)  # fmt: skip
             return 1
     if check_import():
         return 0

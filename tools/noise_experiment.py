@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from gal_d2.data.miniature_sources import has_fashion_mnist
 from gal_d2.engine.launch import run_tool
 from gal_d2.experiments import noise
 from gal_d2.experiments.image_sets import IMAGE_SETS, load_image_set
@@ -78,8 +80,20 @@ def configure(args: argparse.Namespace) -> noise.NoiseExperiment:
     return dataclasses.replace(noise.DEFAULTS[args.data], **changes)
 
 
+def fetch(data: str, root: Path) -> None:
+    """Fetch what is missing, as far as it can be; what reads it says what is still missing."""
+    sys.path.append(str(Path(__file__).resolve().parent))  # the tools are no package
+    from fetch_image_sets import fetch_cifar10, fetch_fashion_mnist
+
+    if data == "cifar10":
+        fetch_cifar10(root)
+    elif data == "fashion-mnist" and not has_fashion_mnist(root):
+        fetch_fashion_mnist(root)
+
+
 def main(args: argparse.Namespace) -> None:
     config = configure(args)
+    fetch(args.data, args.root)
     results = noise.run(load_image_set(args.data, args.root), config)
     output = args.output or Path("output/noise_experiment") / args.data
     output.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ tools/prepare_miniature.py
 tools/prepare_miniature.py --output datasets/miniature_polluted --bad 0.8 --preview preview.png
 tools/prepare_miniature.py --output datasets/miniature_other --seed 1 --noise 0 --misplaced 0 \\
   --wrong 0.1 --blur 0.1 --colour 0.1 --cut-off 0.1 --two-objects 0.1
+
+Objects that are missing are fetched, and it says so: tools/fetch_image_sets.py has from where.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 
 import cv2
@@ -82,7 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
     if preview is not None and preview.suffix != ".png":
         raise UserError(f"--preview is {preview}: give it a name that ends in .png.")
     try:
-        prepare_miniature(output, sources, MiniatureConfig(**options), force=force)
+        prepare_miniature(*(output, sources, MiniatureConfig(**options)), force=force, fetch=fetch)
     except OSError as error:
         raise UserError(
             f"The miniature cannot be written to {output} ({error}): free some space or choose "
@@ -96,6 +99,14 @@ def main(arguments: argparse.Namespace) -> None:
             f"{output} {split}: {len(content['images'])} images, "
             f"{len(content['annotations'])} instances"
         )
+
+
+def fetch(sources: Path) -> bool:
+    """Fetch Fashion-MNIST as tools/fetch_image_sets.py does; whether it could be."""
+    sys.path.append(str(Path(__file__).resolve().parent))  # the tools are no package
+    from fetch_image_sets import fetch_fashion_mnist
+
+    return fetch_fashion_mnist(sources)
 
 
 def write_preview(miniature: Path, path: Path) -> None:

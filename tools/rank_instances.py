@@ -22,6 +22,7 @@ import pyarrow.parquet
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from gal_d2.data.category_identity import dataset_names
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.datasets import load_metadata
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
@@ -96,7 +97,8 @@ def main(args: argparse.Namespace) -> None:
         title = f"{name}: cut-outs ranked by {Path(args.config_file).stem}, {source}"
         output = args.output or Path(cfg.OUTPUT_DIR) / "ranking"
         stem = output / slug(name)
-        write(Ledger(folder), pool, category_id, args.by, args.top, stem, title, args.dpi)
+        ledger = Ledger(folder, dataset_names(cfg.DATASETS.TRAIN[0]))
+        write(ledger, pool, category_id, args.by, args.top, stem, title, args.dpi)
 
 
 def slug(name: str) -> str:

@@ -26,4 +26,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_distributed_tool(main, argument_parser(epilog=__doc__).parse_args())
+    run_distributed_tool(main, argument_parser(epilog=__doc__, trains=True).parse_args())

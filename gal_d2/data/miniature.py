@@ -63,6 +63,7 @@ from gal_d2.data.miniature_objects import (
 )
 from gal_d2.data.miniature_sources import (
     OBJECT_SOURCES,
+    Fetch,
     ObjectImages,
     Photograph,
     has_fashion_mnist,
@@ -171,6 +172,7 @@ def prepare_miniature(
     config: MiniatureConfig | None = None,
     *,
     force: bool = False,
+    fetch: Fetch | None = None,
 ) -> Path:
     """Make the miniature, or find it made.
 
@@ -182,6 +184,7 @@ def prepare_miniature(
         sources: folder that caches fetched source images.
         config: defaults to ``MiniatureConfig()``.
         force: make it even if it is there with this config.
+        fetch: fetches objects that are missing into ``sources``; None: they are not fetched.
 
     Returns:
         ``output``.
@@ -199,7 +202,7 @@ def prepare_miniature(
         if not force and _is_current(output, sources, config):
             return output
         start = time.perf_counter()
-        objects = load_objects(sources, config.object_source)
+        objects = load_objects(sources, config.object_source, fetch)
         photographs = load_photographs()
         with _renamed_when_complete(output) as folder:
             _build(folder, objects, photographs, config)
@@ -656,7 +659,9 @@ def _make_pool(
     total = len(CATEGORIES) * config.pool_per_category
     shares = config.fault_shares()
     with (
-        PoolWriter(folder / "pool") as writer,
+        PoolWriter(
+            folder / "pool", names={i: c.name for i, c in enumerate(CATEGORIES, start=1)}
+        ) as writer,
         tqdm(total=total, desc="pool", disable=None) as progress,
     ):
         for category_id, category in enumerate(CATEGORIES, start=1):

@@ -1,9 +1,8 @@
 """Finds the source images of the miniature: objects (Fashion-MNIST) and photographs.
 
-Objects come, in this order, from the sources folder, from an installed Debian package, from
-torchvision's download, from Debian's archive (without root, with package lists of our own), and
-in the end, with a warning, from scikit-learn's bundled digits. Whatever is fetched is verified in a
-temporary folder before it gets its final name.
+Objects come, in this order, from the sources folder, from an installed Debian package, from where
+the caller fetches them (``tools/fetch_image_sets.py``; nothing here does), and in the end, with a
+warning, from scikit-learn's bundled digits.
 """
 
 from __future__ import annotations
@@ -12,17 +11,9 @@ import gzip
 import importlib.resources
 import importlib.util
 import logging
-import os
-import shutil
-import socket
 import struct
-import subprocess
-import tempfile
-import threading
-import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +52,10 @@ _SCIKIT_IMAGE_PHOTOGRAPHS = (
 _SCIKIT_LEARN_PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
+Fetch = Callable[[Path], bool]
+"""Fetches Fashion-MNIST into a folder of sources; whether it could."""
+
+
 class SourceError(UserError):
     """The source images of the miniature cannot be found or read."""
 
@@ -91,12 +86,13 @@ class Photograph:
 # ------------------------------------------------------------------------------------- objects
 
 
-def load_objects(sources: Path, kind: str = "auto") -> ObjectImages:
-    """Load the object images, fetching them into ``sources`` where they are missing.
+def load_objects(sources: Path, kind: str = "auto", fetch: Fetch | None = None) -> ObjectImages:
+    """Load the object images.
 
     Args:
-        sources: folder that caches what was fetched.
+        sources: folder that keeps what was fetched.
         kind: one of ``OBJECT_SOURCES``. "auto" falls back to the digits.
+        fetch: called with ``sources`` where Fashion-MNIST is missing; None: it is not fetched.
 
     Raises:
         SourceError: ``kind`` is "fashion-mnist" and it can be found nowhere.
@@ -105,17 +101,20 @@ def load_objects(sources: Path, kind: str = "auto") -> ObjectImages:
         raise SourceError(f"object_source is '{kind}': choose one of {', '.join(OBJECT_SOURCES)}.")
     if kind == "digits":
         return load_digits()
-    objects = find_fashion_mnist(sources) or fetch_fashion_mnist(sources)
+    objects = find_fashion_mnist(sources)
+    if objects is None and fetch is not None and fetch(sources):
+        objects = find_fashion_mnist(sources)
     if objects is not None:
         return objects
     remedy = (
-        f"put the four *-ubyte.gz files of Fashion-MNIST into {sources / 'fashion-mnist'}, or "
-        f"install Debian's package {DEBIAN_PACKAGE}"
+        f"put the four *-ubyte.gz files of Fashion-MNIST into {sources / 'fashion-mnist'} "
+        "(tools/fetch_image_sets.py fetches them where there is a network), or install Debian's "
+        f"package {DEBIAN_PACKAGE}"
     )
     if kind == "fashion-mnist":
-        raise SourceError(f"Fashion-MNIST is neither on this machine nor to be fetched: {remedy}.")
+        raise SourceError(f"Fashion-MNIST is not on this machine and was not fetched: {remedy}.")
     logger.warning(
-        "Fashion-MNIST is neither on this machine nor to be fetched: the miniature's objects are "
+        "Fashion-MNIST is not on this machine and was not fetched: the miniature's objects are "
         "scikit-learn's handwritten digits instead, so its figures compare with no other's. "
         "For the real one, %s.",
         remedy,
@@ -191,41 +190,6 @@ def read_fashion_mnist(folder: Path) -> ObjectImages:
     return ObjectImages("fashion-mnist", images, labels)
 
 
-def fetch_fashion_mnist(sources: Path) -> ObjectImages | None:
-    """Download Fashion-MNIST into ``sources/fashion-mnist``; None if no way leads to it.
-
-    The files get their final names only once all four were read and checked.
-
-    Raises:
-        SourceError: ``sources`` cannot be created.
-    """
-    try:
-        sources.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SourceError(
-            f"{sources} cannot be created ({error.strerror}): choose another folder of sources."
-        ) from error
-    ways: tuple[tuple[str, Callable[[Path], Path]], ...] = (
-        ("torchvision's download", _download_with_torchvision),
-        (f"Debian's package {DEBIAN_PACKAGE}", _download_with_apt),
-    )
-    for way, download in ways:
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=sources) as scratch:
-            try:
-                folder = download(Path(scratch).resolve())  # commands run in it
-                objects = read_fashion_mnist(folder)
-            except SourceError as error:
-                logger.info("No Fashion-MNIST by %s: %s", way, error)
-                continue
-            final = sources / "fashion-mnist"
-            final.mkdir(exist_ok=True)
-            for name in fashion_mnist_files():
-                os.replace(folder / name, final / name)
-            logger.info("Fetched Fashion-MNIST by %s into %s.", way, final)
-            return objects
-    return None
-
-
 def _local_folders(sources: Path) -> tuple[Path, ...]:
     return (
         sources / "fashion-mnist",
@@ -250,95 +214,6 @@ def _read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> np.ndarray:
             f"{path} holds {values.size} of {np.prod(shape)} values: delete it or replace it."
         )
     return values.reshape(shape)
-
-
-def _download_with_torchvision(scratch: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    url = f"{FashionMNIST.mirrors[0]}{FashionMNIST.resources[-1][0]}"
-    if not _answers(url):
-        raise SourceError(f"{url} does not answer.")
-    try:
-        with _socket_timeout(20):
-            FashionMNIST(str(scratch), train=True, download=True)
-    except (RuntimeError, OSError) as error:
-        raise SourceError(f"the download failed ({error}).") from error
-    return scratch / "FashionMNIST" / "raw"
-
-
-def _answers(url: str, timeout: float = 5.0) -> bool:
-    """Whether a server answers within ``timeout`` seconds, name resolution included."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=timeout):
-                answered.set()
-        except (OSError, ValueError):
-            pass
-
-    # A thread, because no timeout of Python's ends a resolver that hangs.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return answered.is_set()
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a timeout of its own."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _download_with_apt(scratch: Path) -> Path:
-    """Download and unpack the Debian package; needs neither root nor package lists."""
-    for command in ("apt-get", "dpkg-deb"):
-        if shutil.which(command) is None:
-            raise SourceError(f"there is no {command} on this machine.")
-    lists, cache = scratch / "lists", scratch / "cache"
-    for folder in (lists / "partial", cache / "archives" / "partial"):
-        folder.mkdir(parents=True)
-    options = {
-        "Dir::State::Lists": lists,
-        "Dir::Cache": cache,
-        "Acquire::Languages": "none",
-        "Acquire::http::Timeout": 15,
-        "Acquire::https::Timeout": 15,
-        "Acquire::Retries": 1,
-    }
-    apt = ["apt-get", *(f"-o{key}={value}" for key, value in options.items())]
-    # Its exit status counts for nothing: one unreachable source of the machine's is enough for
-    # a failure, and the download tells whether the right one was reached.
-    _run([*apt, "update"], scratch, timeout=180, check=False)
-    _run([*apt, "download", DEBIAN_PACKAGE], scratch, timeout=300)
-    packages = sorted(scratch.glob(f"{DEBIAN_PACKAGE}_*.deb"))
-    if not packages:
-        raise SourceError("apt-get left no package behind.")
-    _run(["dpkg-deb", "-x", packages[0].name, "unpacked"], scratch, timeout=60)
-    return scratch / "unpacked" / DEBIAN_FOLDER
-
-
-def _run(command: list[str], folder: Path, timeout: float, check: bool = True) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceError(f"{command[0]} failed ({error}).") from error
-    if check and done.returncode != 0:
-        complaint = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SourceError(f"{command[0]} failed ({complaint}).")
 
 
 # --------------------------------------------------------------------------------- photographs

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -24,6 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from detectron2.config import CfgNode
 
+from gal_d2.data.category_identity import (
+    Names,
+    Renumbering,
+    dataset_names,
+    names_in,
+    require_same,
+    with_names,
+)
 from gal_d2.data.cut_out import (
     CorruptCutOutError,
     CutOut,
@@ -36,9 +45,10 @@ from gal_d2.data.pool_shard import (
     METADATA_COLUMNS,
     SCHEMA,
     CorruptShardError,
+    ShardIndex,
     ShardReader,
     ShardWriter,
-    read_index_columns,
+    read_index,
     read_metadata,
     shard_names,
 )
@@ -77,13 +87,16 @@ class PoolWriter:
             or so many bytes of encoded images.
         known: cut-outs that are in this pool are not stored again. (A pool that holds a cut-out
             twice shows it once; this saves the space.)
+        names: of the categories by id, kept with the cut-outs, so that they can be told when
+            another annotation file numbers its categories otherwise.
 
     Attributes:
         added: number of cut-outs stored.
         skipped: number of cut-outs not stored because they were there.
 
     Raises:
-        UserError: the folder cannot be created or written to.
+        UserError: the folder cannot be created or written to, or the ids of ``known`` mean other
+            categories.
     """
 
     def __init__(
@@ -93,6 +106,7 @@ class PoolWriter:
         max_rows: int = 8192,
         max_bytes: int = 128 << 20,
         known: InstancePool | None = None,
+        names: Names | None = None,
     ) -> None:
         if max_rows < 1 or max_bytes < 1:
             raise ValueError(f"a shard's limits are positive, got {max_rows} rows, {max_bytes} B")
@@ -114,6 +128,9 @@ class PoolWriter:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._known = known
+        self._names = None if names is None else dict(names)
+        if known is not None:
+            known.require_names(self._names)
         self._seen: set[int] = set()
         self._shard: ShardWriter | None = None
         self._shard_ids: list[int] = []
@@ -235,7 +252,7 @@ class PoolWriter:
             return
         with self._losing_shard():
             if self._shard is None:
-                self._shard = ShardWriter(self.root)
+                self._shard = ShardWriter(self.root, self._names)
             self._shard.write(self._batch)
         self._batch = []
         self._batch_bytes = 0
@@ -290,15 +307,20 @@ class InstancePool:
         shards: names of the shards to read, in place of all that are there: a snapshot taken
             earlier from :attr:`shards`, as a resumed run needs where the pool has grown since.
         only: ids of the cut-outs to see, in place of all; see :func:`read_allow_list`.
+        names: what category ids mean now. A shard whose ids meant other categories is read with
+            those that its names have now; None: ids are as they were stored.
         max_open_shards: how many shards are kept mapped at a time (a file handle each).
 
     Attributes:
         root: absolute path of the folder.
         corrupt_shards: name of each shard that was skipped, and why.
         corrupt_ids: id of each row that was found corrupt by this process, and why.
+        kept_names: category names, as the shards keep them, each list once; None among them stands
+            for shards of an earlier release.
 
     Raises:
-        UserError: there is nothing to read, unless ``allow_empty``.
+        UserError: there is nothing to read, unless ``allow_empty``; or nobody can tell what an id
+            means now.
     """
 
     def __init__(
@@ -308,9 +330,13 @@ class InstancePool:
         allow_empty: bool = False,
         shards: Sequence[str] | None = None,
         only: np.ndarray | None = None,
+        names: Names | None = None,
         max_open_shards: int = 256,
     ) -> None:
         self.root = Path(root).absolute()
+        self.kept_names: list[dict[int, str] | None] = []
+        self._stored_categories: set[int] = set()
+        self._as_now = Renumbering(names, f"the instance pool {self.root}")
         self._only = None if only is None else np.unique(np.asarray(only, np.int64))
         self.corrupt_shards: dict[str, str] = {}
         self.corrupt_ids: dict[int, str] = {}
@@ -331,6 +357,7 @@ class InstancePool:
             dict(self.corrupt_ids),
             self._max_open_shards,
             self._only,
+            self._as_now,
         )
 
     def __len__(self) -> int:
@@ -343,6 +370,34 @@ class InstancePool:
     def shards(self) -> tuple[str, ...]:
         """Names of the shards of this snapshot, sorted."""
         return self._shards
+
+    @property
+    def category_names(self) -> dict[int, str] | None:
+        """Category names by id, as the ids of this pool are; None where no shard keeps them.
+
+        Raises:
+            UserError: its shards were made with annotations that contradict each other.
+        """
+        if self._as_now.now is not None:
+            return self._as_now.now
+        kept = [names for names in self.kept_names if names is not None]
+        for names in kept[1:]:
+            self.require_names(names)
+        return {i: name for names in kept for i, name in names.items()} if kept else None
+
+    def require_names(self, names: Names | None) -> None:
+        """Make sure that ids of this pool, as they are stored, mean what they do in ``names``.
+
+        Raises:
+            UserError: one does not.
+        """
+        for kept in self.kept_names:
+            require_same(
+                *(kept, names, f"the instance pool {self.root}"),
+                "choose another folder for the cut-outs of these annotations, or give those that "
+                "the pool was filled with",
+                used=self._stored_categories & set(kept or ()),
+            )
 
     @property
     def category_ids(self) -> np.ndarray:
@@ -388,6 +443,7 @@ class InstancePool:
             raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
         name = self._shards[self._index.shard[position]]
         row = int(self._index.row[position])
+        category_id = int(self._index.categories[self._index.category_index[position]])
         try:
             cut_out = self._reader(name).read(row)
             if cut_out.pool_id != pool_id:
@@ -397,10 +453,14 @@ class InstancePool:
             self.corrupt_ids[pool_id] = reason
             logger.warning("%s; it is skipped, see tools/check_pool.py", reason)
             raise CorruptCutOutError(reason) from error
+        if cut_out.category_id != category_id:  # its number has changed since
+            cut_out = replace(cut_out, category_id=category_id)
         return cut_out
 
     def get_encoded(self, pool_id: int) -> dict:
         """What is stored of a cut-out, by the names of ``pool_shard.SCHEMA``; not decoded.
+
+        Its category id is the stored one, of which the pool id is made.
 
         Raises:
             KeyError: the id is not in the pool.
@@ -464,7 +524,12 @@ class InstancePool:
         for number, name in enumerate(self._shards):
             here = by_shard[bounds[number] : bounds[number + 1]]
             try:
-                tables.append(read_metadata(self.root / name, wanted, index.row[here]))
+                table = read_metadata(self.root / name, wanted, index.row[here])
+                if "category_id" in wanted:
+                    category_ids = pa.array(index.categories[index.category_index[here]])
+                    position = wanted.index("category_id")
+                    table = table.set_column(position, SCHEMA.field("category_id"), category_ids)
+                tables.append(table)
             except CorruptShardError as error:
                 logger.warning("no metadata of shard %s: %s", self.root / name, error)
             else:
@@ -502,12 +567,12 @@ class InstancePool:
 
     def _read_indices(
         self, names: list[str]
-    ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray] | CorruptShardError]]:
+    ) -> Iterator[tuple[str, ShardIndex | CorruptShardError]]:
         """The index columns of each shard, or what is wrong with it, in the order of ``names``."""
 
-        def read(name: str) -> tuple[np.ndarray, np.ndarray] | CorruptShardError:
+        def read(name: str) -> ShardIndex | CorruptShardError:
             try:
-                return read_index_columns(self.root / name)
+                return read_index(self.root / name)
             except CorruptShardError as error:
                 return error
 
@@ -517,11 +582,11 @@ class InstancePool:
     def _add_shards(self, names: Iterable[str]) -> None:
         known = set(self._shards)
         index = self._index
-        parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         # A shard that was corrupt is tried again: it may have been in the middle of a copy.
         for name, columns in self._read_indices(sorted(set(names) - known)):
             if not isinstance(columns, CorruptShardError):
-                parts[name] = columns
+                parts[name] = self._of_now(columns)
                 self.corrupt_shards.pop(name, None)
                 continue
             if name not in self.corrupt_shards:
@@ -536,7 +601,7 @@ class InstancePool:
         shards = tuple(sorted(known | parts.keys()))
         number = {name: i for i, name in enumerate(shards)}
         renumbered = np.array([number[name] for name in self._shards], np.int32)
-        seen = {name: self._visible_rows(ids) for name, (ids, _) in parts.items()}
+        seen = {name: self._visible_rows(ids, there) for name, (ids, _, there) in parts.items()}
         lengths = [len(rows) for rows in seen.values()]
         self._index = PoolIndex(
             np.concatenate([index.ids, *(parts[name][0][rows] for name, rows in seen.items())]),
@@ -553,11 +618,21 @@ class InstancePool:
         )
         self._shards = shards
 
-    def _visible_rows(self, ids: np.ndarray) -> np.ndarray:
+    def _of_now(self, index: ShardIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pool ids and category ids of now of a shard's rows, (n,) each, and (n,) bool: whether
+        their category still is one."""
+        if len(index.pool_ids):
+            self._stored_categories.update(np.unique(index.category_ids).tolist())
+            if index.names not in self.kept_names:
+                self.kept_names.append(index.names)
+        category_ids, is_there = self._as_now(index.category_ids, index.names)
+        return index.pool_ids, category_ids, is_there
+
+    def _visible_rows(self, ids: np.ndarray, is_there: np.ndarray) -> np.ndarray:
         """(m,) int32 rows of a shard that this pool shows; ``ids`` (n,) are the shard's."""
-        if self._only is None:
-            return np.arange(len(ids), dtype=np.int32)
-        return np.flatnonzero(np.isin(ids, self._only)).astype(np.int32)
+        if self._only is not None:
+            is_there = is_there & np.isin(ids, self._only)
+        return np.flatnonzero(is_there).astype(np.int32)
 
     def _nothing_to_read(self) -> str:
         if self._only is not None and self._shards:
@@ -580,11 +655,20 @@ class InstancePool:
         )
 
 
-def write_allow_list(path: str | os.PathLike, pool_ids: np.ndarray) -> None:
-    """Write ids (N,) for :func:`read_allow_list`: a Parquet file with the column ``pool_id``."""
+def write_allow_list(
+    path: str | os.PathLike, pool_ids: np.ndarray, names: Names | None = None
+) -> None:
+    """Write ids (N,) for :func:`read_allow_list`: a Parquet file with the column ``pool_id``.
+
+    Args:
+        path: of the file.
+        pool_ids: (N,) int64.
+        names: of the pool's categories by id, kept in the file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"pool_id": pa.array(np.sort(np.asarray(pool_ids, np.int64)))})
+    table = table.cast(with_names(table.schema, names))
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, path)
@@ -609,12 +693,37 @@ def read_allow_list(path: str | os.PathLike) -> np.ndarray:
 def open_configured_pool(cfg: CfgNode, allow_empty: bool = False) -> InstancePool:
     """The pool of ``GAL.POOL.ROOT``, as far as ``GAL.POOL.ALLOW_LIST`` allows.
 
+    Its category ids are those of the training set, whatever they were when it was filled.
+
     Raises:
-        UserError: there is nothing to read, unless ``allow_empty``.
+        UserError: there is nothing to read, unless ``allow_empty``; or what its ids mean, or those
+            of the list, cannot be told.
     """
     allowed = cfg.GAL.POOL.ALLOW_LIST
     only = read_allow_list(allowed) if allowed else None
-    return InstancePool(cfg.GAL.POOL.ROOT, allow_empty=allow_empty, only=only)
+    names = dataset_names(cfg.DATASETS.TRAIN[0])
+    pool = InstancePool(cfg.GAL.POOL.ROOT, allow_empty=allow_empty, only=only, names=names)
+    if allowed:
+        _check_allow_list(allowed, only, pool, names)
+    return pool
+
+
+def _check_allow_list(path: str, only: np.ndarray, pool: InstancePool, names: Names) -> None:
+    """Compare what ids meant when an allow-list was made with what they mean in the pool."""
+    kept = names_in(pq.read_schema(path))
+    of_pool = [stored for stored in pool.kept_names if stored is not None]
+    for stored in of_pool or [names]:
+        require_same(
+            *(kept, stored, f"the allow-list {path} (GAL.POOL.ALLOW_LIST)"),
+            f"make it anew from the pool {pool.root} with tools/filter_pool.py",
+        )
+    missing = int((~pool.contains(only)).sum())
+    if missing:
+        logger.warning(
+            "%d of the %d cut-outs of the allow-list %s are not in the instance pool %s, or are of "
+            "no category of now.",
+            *(missing, len(only), path, pool.root),
+        )
 
 
 def _restore(
@@ -624,10 +733,13 @@ def _restore(
     corrupt_ids: dict[int, str],
     max_open_shards: int,
     only: np.ndarray | None,
+    as_now: Renumbering,
 ) -> InstancePool:
     pool = InstancePool(
-        root, allow_empty=True, shards=shards, only=only, max_open_shards=max_open_shards
+        root, allow_empty=True, shards=(), only=only, max_open_shards=max_open_shards
     )
+    pool._as_now = as_now  # which has said what there is to say
+    pool._add_shards(shards)
     pool.corrupt_shards.update(corrupt_shards)
     pool.corrupt_ids.update(corrupt_ids)
     return pool

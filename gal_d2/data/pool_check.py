@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gal_d2.data.cut_out import CorruptCutOutError
-from gal_d2.data.pool_shard import CorruptShardError, ShardReader, read_index_columns
+from gal_d2.data.pool_shard import CorruptShardError, ShardReader, read_index
 
 
 @dataclass
@@ -18,6 +18,7 @@ class ShardReport:
         name: the shard's file name.
         error: why it cannot be read at all, or None.
         sound_rows: (pool id, category id) of each sound row.
+        names: category names that it keeps; None in a shard of an earlier release.
         corrupt_rows: for each corrupt row, its id (as the index has it) and what is wrong.
     """
 
@@ -25,6 +26,7 @@ class ShardReport:
     error: str | None = None
     sound_rows: list[tuple[int, int]] = field(default_factory=list)
     corrupt_rows: dict[int, tuple[int, str]] = field(default_factory=dict)
+    names: dict[int, str] | None = None
 
 
 def check_shard(path: str | os.PathLike, *, decode: bool = True) -> ShardReport:
@@ -37,7 +39,7 @@ def check_shard(path: str | os.PathLike, *, decode: bool = True) -> ShardReport:
     path = Path(path)
     report = ShardReport(path.name)
     try:
-        pool_ids, _ = read_index_columns(path)
+        pool_ids, _, report.names = read_index(path)
         reader = ShardReader(path)
     except CorruptShardError as error:
         report.error = str(error)

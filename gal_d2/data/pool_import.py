@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -22,6 +23,8 @@ from gal_d2.data.category_names import CategoryNames, read_json
 from gal_d2.data.cut_out import CutOutSource, crop_to_alpha, encode_rgba
 from gal_d2.data.pool import InstancePool, PoolWriter
 from gal_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # JPEG and BMP are taken up to be refused by name: a folder of them is a likely mistake.
 IMAGE_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp"})
@@ -99,6 +102,13 @@ def list_folder(
     result = ImportList()
     for folder in folders:
         category_id = names.resolve(folder.name)
+        if category_id is not None and folder.name == str(category_id):
+            logger.warning(
+                "%s has only an id for a name: it is taken as '%s', which has this id in the "
+                "annotations; exporters number differently, so look whether it is.",
+                folder,
+                names.names[category_id],
+            )
         if category_id is not None and only is not None and category_id not in only:
             continue
         images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -157,6 +167,7 @@ def import_files(
     root: str | os.PathLike,
     source: CutOutSource,
     *,
+    names: CategoryNames | None = None,
     workers: int = 4,
     progress: Callable[[Iterator], Iterable] = iter,
 ) -> ImportReport:
@@ -169,11 +180,12 @@ def import_files(
         files: the images.
         root: the pool's folder; created if it does not exist.
         source: what to record of each (its ``origin`` is filled in).
+        names: the categories, which are recorded too.
         workers: threads that read, decode and encode.
         progress: wraps the iterator over the images (tqdm).
 
     Raises:
-        UserError: the pool cannot be written to.
+        UserError: the pool cannot be written to, or its ids mean other categories.
     """
     pool = InstancePool(root, allow_empty=True)
     stored = _stored_fingerprints(pool)
@@ -187,7 +199,11 @@ def import_files(
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             return file, reason or type(error).__name__
 
-    with PoolWriter(root, known=pool) as writer, ThreadPoolExecutor(workers) as threads:
+    kept = None if names is None else names.names
+    with (
+        PoolWriter(root, known=pool, names=kept) as writer,
+        ThreadPoolExecutor(workers) as threads,
+    ):
         for file, result in progress(_map_in_windows(threads, prepare, files, 32 * workers)):
             if isinstance(result, str):
                 report.failed[str(file.path)] = result

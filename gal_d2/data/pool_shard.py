@@ -15,10 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from gal_d2.data.category_identity import Names, names_in, with_names
 from gal_d2.data.cut_out import (
     CorruptCutOutError,
     CutOut,
@@ -58,19 +60,25 @@ class CorruptShardError(Exception):
 
 
 class ShardWriter:
-    """Streams record batches into a new shard; :meth:`seal` makes it visible to readers."""
+    """Streams record batches into a new shard; :meth:`seal` makes it visible to readers.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the pool's folder.
+        names: of the categories, kept in the shard.
+    """
+
+    def __init__(self, root: Path, names: Names | None = None) -> None:
         # Sorted names are in the order of creation, as far as the clocks of the machines agree.
         stem = f"{time.time_ns():019d}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = root / f"{stem}{SHARD_SUFFIX}"
         self.temporary = root / f"{stem}{TEMPORARY_SUFFIX}"
         self._file = self.temporary.open("xb")
-        self._writer = pa.ipc.new_file(self._file, SCHEMA)
+        self._schema = with_names(SCHEMA, names)
+        self._writer = pa.ipc.new_file(self._file, self._schema)
 
     def write(self, rows: list[dict]) -> None:
         """Append ``rows`` (dicts by the names in ``SCHEMA``) as one record batch."""
-        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=SCHEMA))
+        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
 
     def seal(self) -> Path:
         """Write the footer, force everything to disk and rename the file into place."""
@@ -157,8 +165,21 @@ class ShardReader:
         return fields
 
 
-def read_index_columns(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """``(pool_ids, category_ids)`` of a shard, both (n,) int64 copies; nothing else is read.
+class ShardIndex(NamedTuple):
+    """What is read of a shard when a pool is opened.
+
+    Attributes:
+        pool_ids, category_ids: (n,) int64.
+        names: of the categories, as the shard keeps them; None in one of an earlier release.
+    """
+
+    pool_ids: np.ndarray
+    category_ids: np.ndarray
+    names: dict[int, str] | None
+
+
+def read_index(path: Path) -> ShardIndex:
+    """The index columns of a shard, as copies, and its category names; nothing else is read.
 
     Raises:
         CorruptShardError: the file is truncated, no Arrow file, or has another schema.
@@ -177,7 +198,11 @@ def read_index_columns(path: Path) -> tuple[np.ndarray, np.ndarray]:
         pool_ids = np.concatenate([*ids, np.zeros(0, np.int64)])
         if len(pool_ids) and int(pool_ids.min()) < 0:
             raise CorruptShardError("its index has a negative id")
-        return pool_ids, np.concatenate([*categories, np.zeros(0, np.int64)])
+        return ShardIndex(
+            pool_ids,
+            np.concatenate([*categories, np.zeros(0, np.int64)]),
+            names_in(reader.schema),
+        )
 
 
 def read_metadata(path: Path, columns: list[str], rows: np.ndarray) -> pa.Table:

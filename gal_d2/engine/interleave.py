@@ -370,11 +370,13 @@ def build_interleaver(cfg: CfgNode) -> Interleaver:
     categories = load_generation_categories(cfg)
     prompts = build_prompts(cfg, categories)
     root = cfg.GAL.POOL.ROOT
-    journal = Journal(root, generation_recipe(cfg))
+    names = {category.id: category.name for category in categories}
+    journal = Journal(root, generation_recipe(cfg), names)
     pool = InstancePool(root, allow_empty=True)
+    pool.require_names(names)  # before hours of training, not when the generator's process starts
     scheduler = build_scheduler(cfg, categories, prompts)
     if options.SCHEDULE.LEDGER:
-        count = learn_from_ledger(scheduler, Ledger(options.SCHEDULE.LEDGER), pool)
+        count = learn_from_ledger(scheduler, Ledger(options.SCHEDULE.LEDGER, names), pool)
         logger.info(
             "%s speaks of %d of the %d cut-outs in %s.",
             options.SCHEDULE.LEDGER,

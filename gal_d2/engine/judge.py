@@ -131,6 +131,7 @@ class Judge(ABC):
             self._output_dir / name,
             category_ids=sorted(class_of_category, key=class_of_category.get),
             category_frequency=self._metadata.category_frequency,
+            category_names=self._metadata.thing_classes,
             rank=comm.get_rank(),
             num_processes=comm.get_world_size(),
         )

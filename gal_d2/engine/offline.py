@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gal_d2.data.category_identity import require_same_classes
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.copy_paste import PasteOptions
 from gal_d2.data.dataset_mapper import CopyPasteMapper
@@ -298,6 +299,10 @@ class _OfflinePass:
                     f"{path} was made with another {', '.join(different)}: score into another "
                     f"folder (--ledger), or delete {path.parent} to score anew."
                 )
+            require_same_classes(
+                *(stored.get("classes"), self.metadata.thing_classes, f"{path}"),
+                f"score into another folder (--ledger), or delete {path.parent} to score anew",
+            )
             self.scorer.load_state_dict(stored["scorer"])
             logger.info("Directions of the classes: %s.", path)
             return
@@ -305,7 +310,9 @@ class _OfflinePass:
         comm.synchronize()  # nobody looks for the file any more
         if comm.is_main_process():
             temporary = path.with_name(f".{path.name}.tmp")
-            torch.save({"made_with": made_with, "scorer": self.scorer.state_dict()}, temporary)
+            classes = list(self.metadata.thing_classes)
+            state = {"made_with": made_with, "classes": classes, "scorer": self.scorer.state_dict()}
+            torch.save(state, temporary)
             os.replace(temporary, path)
 
     def _learn_directions(self) -> None:
@@ -384,6 +391,7 @@ class _OfflinePass:
             folder,
             category_ids=sorted(self.class_of_category, key=self.class_of_category.get),
             category_frequency=self.metadata.category_frequency,
+            category_names=self.metadata.thing_classes,
             rank=rank,
             num_processes=world,
         )

@@ -13,11 +13,18 @@ from detectron2.utils.logger import setup_logger
 
 from gal_d2.config import add_gal_config
 from gal_d2.data.datasets import load_metadata, register_instances, require_dataset
+from gal_d2.engine.output_folder import claim
 from gal_d2.errors import UserError
 
 
-def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """detectron2's standard arguments, and ``--num-cpu-processes``."""
+def argument_parser(epilog: str | None = None, *, trains: bool = False) -> argparse.ArgumentParser:
+    """detectron2's standard arguments, and ``--num-cpu-processes``.
+
+    Args:
+        epilog: shown below them.
+        trains: the tool trains; it also has ``--overwrite``, and :func:`setup` sees to it that no
+            earlier training's results are destroyed.
+    """
     parser = default_argument_parser(epilog)
     parser.add_argument(
         "--num-cpu-processes",
@@ -25,6 +32,12 @@ def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
         default=1,
         help="processes per machine where --num-gpus is 0 (gloo)",
     )
+    if trains:
+        parser.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="start anew in a used OUTPUT_DIR; what is there is moved to a folder in it",
+        )
     return parser
 
 
@@ -35,7 +48,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: of :func:`argument_parser`.
 
     Raises:
-        UserError: a config file, key, data set or device that is not there.
+        UserError: a config file, key, data set or device that is not there; or an OUTPUT_DIR with
+            the results of another training.
     """
     cfg = load_config(args.config_file, args.opts)
     if args.num_gpus == 0:
@@ -46,6 +60,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
+    if hasattr(args, "overwrite") and not args.eval_only:
+        claim(cfg, resume=args.resume, overwrite=args.overwrite)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gal_d2")
     default_setup(cfg, args)
     return cfg

@@ -10,9 +10,13 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from gal_d2.data.category_identity import names_in_state, require_same
 from gal_d2.data.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
+
+CATEGORIES = "categories"
+"""The source that says what category ids mean."""
 
 Source = Callable[[int], Mapping[str, np.ndarray]]
 """Gives the state of one part as named arrays, for the snapshot of a number; called on the main
@@ -52,6 +56,8 @@ class SnapshotHook(HookBase):
                 self.snapshots.folder,
                 start,
             )
+        elif start > 0:
+            check_categories(self.snapshots, start, self.sources)
         for number in missing:
             self._take(number)
 
@@ -77,3 +83,20 @@ class SnapshotHook(HookBase):
         if comm.get_local_rank() == 0:  # each machine, in case they do not share the folder
             self.snapshots.write(number, arrays[0])
         comm.synchronize()  # no process makes samples that need it before
+
+
+def check_categories(snapshots: Snapshots, step: int, sources: Mapping[str, Source]) -> None:
+    """Compare what category ids meant in the snapshots with what the source says that they mean.
+
+    Raises:
+        UserError: they mean others.
+    """
+    if CATEGORIES in sources:
+        require_same(
+            names_in_state(snapshots.at(step), CATEGORIES),
+            names_in_state(
+                {f"{CATEGORIES}.{k}": v for k, v in sources[CATEGORIES](0).items()}, CATEGORIES
+            ),
+            f"the snapshots in {snapshots.folder}",
+            "resume with the annotations of the run so far, or start anew in another OUTPUT_DIR",
+        )

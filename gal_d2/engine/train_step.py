@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
+
+from gal_d2.engine.resume import load_optimizer_state
 
 
 class MixedPrecisionTrainer(SimpleTrainer):
@@ -65,6 +67,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        # SimpleTrainer's would have the optimizer's options of the checkpoint replace the config's.
+        TrainerBase.load_state_dict(self, state_dict)
+        load_optimizer_state(self.optimizer, state_dict["optimizer"])
         if state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -7,11 +7,9 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
@@ -29,6 +27,7 @@ from torch.utils.data import DataLoader
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data import posterior_view
 from gal_d2.data.augmentation import build_probe_augmentations
+from gal_d2.data.category_identity import dataset_names, names_state
 from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import DatasetNotFoundError, require_dataset
@@ -40,11 +39,14 @@ from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
+from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
+from gal_d2.engine.output_folder import refuse_earlier_results
 from gal_d2.engine.precision import autocast_dtype
-from gal_d2.engine.snapshot_hook import SnapshotHook, Source
+from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
+from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -84,9 +86,10 @@ class GALTrainer(DefaultTrainer):
             self.judge.loss_scale = self._trainer.grad_scaler.get_scale
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
-        self.checkpointer = DetectionCheckpointer(
+        self.checkpointer = CheckpointStore(
             model,
-            cfg.OUTPUT_DIR,
+            cfg,
+            cfg.DATASETS.TRAIN[0],
             trainer=weakref.proxy(self),
             **({"ema": self.ema} if self.ema else {}),
             **({"judge": self.judge} if self.judge else {}),
@@ -98,8 +101,19 @@ class GALTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load ``cfg.MODEL.WEIGHTS``, or all state of the last checkpoint of the output folder."""
-        super().resume_or_load(resume)
+        """Load ``cfg.MODEL.WEIGHTS``, or all state of the last checkpoint of the output folder.
+
+        Raises:
+            UserError: the weights are not there or do not fit; a training would start anew where an
+                earlier one left its results; or an option changed that cannot on resuming.
+        """
+        if not resume:
+            refuse_earlier_results(self.cfg.OUTPUT_DIR)
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.load_last()
+            self.start_iter = self.iter + 1
+        else:
+            self.checkpointer.load_start(self.cfg.MODEL.WEIGHTS)
         loader = self._trainer.data_loader
         loader.start_batch = self.start_iter
         loader.seed = self.seed
@@ -117,6 +131,8 @@ class GALTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        check_steps_left(self.iter + 1, self.max_iter)
+        adopt_learning_rate(self.optimizer, self.scheduler)
         self.seed = state_dict["seed"]
 
     def build_hooks(self) -> list[HookBase]:
@@ -211,6 +227,9 @@ class GALTrainer(DefaultTrainer):
             sources[posterior_view.SOURCE] = posterior_view.posterior_source(
                 self.judge.posterior.take_changes
             )
+        if sources:
+            names = dataset_names(self.cfg.DATASETS.TRAIN[0])
+            sources[CATEGORIES] = lambda number: names_state(names)
         return sources
 
     def train(self) -> OrderedDict | None:
@@ -279,28 +298,27 @@ class GALTrainer(DefaultTrainer):
         return build_interleaver(cfg)
 
     @classmethod
-    def load_model(cls, cfg: CfgNode, resume: bool = False) -> nn.Module:
+    def load_model(cls, cfg: CfgNode, resume: bool = False, split: str = "TRAIN") -> nn.Module:
         """The model with ``cfg.MODEL.WEIGHTS`` (with ``resume``: those of the last checkpoint).
 
         With ``SOLVER.EMA.ENABLED``, with the average of weights where the checkpoint has one.
 
+        Args:
+            cfg: the whole config.
+            resume: prefer the last checkpoint of the output folder, if there is one.
+            split: of ``cfg.DATASETS``, "TRAIN" or "TEST": whose classes the model is to have.
+
         Raises:
-            UserError: no weights are named, or they are not there.
+            UserError: no weights are named, they are not there, do not fit, or have other classes.
         """
         model = cls.build_model(cfg)
         ema = ModelEMA(model, cfg.SOLVER.EMA.DECAY)
-        checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, ema=ema)
-        path = cfg.MODEL.WEIGHTS
+        kept = {"ema": ema} if cfg.SOLVER.EMA.ENABLED else {}
+        checkpointer = CheckpointStore(model, cfg, cfg.DATASETS[split][0], **kept)
         if resume and checkpointer.has_checkpoint():
-            path = checkpointer.get_checkpoint_file()
-        if not path:
-            raise UserError(
-                "MODEL.WEIGHTS is empty: name the checkpoint to load, as in "
-                "`MODEL.WEIGHTS output/model_final.pth`."
-            )
-        if "://" not in path and not Path(path).is_file():
-            raise UserError(f"MODEL.WEIGHTS is '{path}', which does not exist.")
-        checkpointer.load(path, checkpointables=["ema"] if cfg.SOLVER.EMA.ENABLED else [])
+            checkpointer.load_last(list(kept))
+        else:
+            checkpointer.load_trained(cfg.MODEL.WEIGHTS, list(kept))
         ema.copy_to_model()
         return model
 
@@ -308,7 +326,7 @@ class GALTrainer(DefaultTrainer):
     def evaluate_checkpoint(cls, cfg: CfgNode, resume: bool = False) -> OrderedDict:
         """Metrics of the model that :meth:`load_model` gives."""
         check_evaluation_sets(cfg)
-        return cls.test(cfg, wrap_in_ddp(cls.load_model(cfg, resume)))
+        return cls.test(cfg, wrap_in_ddp(cls.load_model(cfg, resume, split="TEST")))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, seed: int) -> TrainingLoader:

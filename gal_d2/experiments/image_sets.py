@@ -33,7 +33,7 @@ class ImageSet:
 
 
 def load_image_set(name: str, root: str | Path) -> ImageSet:
-    """Load a data set, fetching it into ``root`` where it is missing and can be fetched.
+    """Load a data set; ``tools/fetch_image_sets.py`` fetches what is missing.
 
     Args:
         name: one of ``IMAGE_SETS``. The digits come with scikit-learn.
@@ -41,7 +41,7 @@ def load_image_set(name: str, root: str | Path) -> ImageSet:
             ``cifar-10-batches-py``.
 
     Raises:
-        UserError: an unknown name, or data that are neither there nor to be fetched.
+        UserError: an unknown name, or data that are not there.
     """
     if name not in IMAGE_SETS:
         raise UserError(f"the data set '{name}' is unknown: choose from {', '.join(IMAGE_SETS)}.")
@@ -56,13 +56,14 @@ def load_image_set(name: str, root: str | Path) -> ImageSet:
 def _load_cifar10(root: Path) -> ImageSet:
     from torchvision.datasets import CIFAR10
 
-    if not (root / CIFAR10.base_folder).is_dir() and not miniature_sources._answers(CIFAR10.url):
+    if not (root / CIFAR10.base_folder).is_dir():
         raise UserError(
-            f"CIFAR-10 is not in {root / CIFAR10.base_folder} and {CIFAR10.url} does not answer: "
-            "unpack cifar-10-python.tar.gz there, or choose --data digits."
+            f"CIFAR-10 is not in {root / CIFAR10.base_folder}: run `tools/fetch_image_sets.py "
+            "cifar10` where there is a network, unpack cifar-10-python.tar.gz there, or choose "
+            "--data digits."
         )
     try:
-        parts = [CIFAR10(str(root), train=train, download=True) for train in (True, False)]
+        parts = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"CIFAR-10 in {root} cannot be read ({error}): delete it and unpack "

@@ -322,18 +322,27 @@ def build_cutter(
     )
 
 
-def build_store(cfg: CfgNode) -> PoolStore:
+def build_store(cfg: CfgNode, categories: Sequence[Category]) -> PoolStore:
     """The pool that generated instances go to, ``GAL.POOL.ROOT``.
 
+    Args:
+        cfg: the whole config.
+        categories: of the data set; their names are kept in the pool.
+
     Raises:
-        UserError: none is named, or it cannot be written to.
+        UserError: none is named, it cannot be written to, or it is for other categories.
     """
     root = cfg.GAL.POOL.ROOT
     if not root:
         raise UserError(
             "GAL.POOL.ROOT is empty: name the folder of the pool that generated instances go to."
         )
-    return PoolStore(root, generation_recipe(cfg), flush_seconds=cfg.GAL.GENERATOR.FLUSH_SECONDS)
+    return PoolStore(
+        root,
+        generation_recipe(cfg),
+        flush_seconds=cfg.GAL.GENERATOR.FLUSH_SECONDS,
+        names={category.id: category.name for category in categories},
+    )
 
 
 def build_pipeline(
@@ -351,7 +360,7 @@ def build_pipeline(
     """
     generator = build_generator(cfg, categories)
     cutter = build_cutter(cfg, categories, draws_alpha=draws_alpha(generator))
-    return InstancePipeline(generator, cutter, store or build_store(cfg))
+    return InstancePipeline(generator, cutter, store or build_store(cfg, categories))
 
 
 def draws_alpha(generator: InstanceGenerator) -> bool:

@@ -163,5 +163,5 @@ def open_candidates(path: str | Path, names: CategoryNames) -> Candidates:
             "that holds a folder of images for each category"
         )
     if shard_names(Path(path)):
-        return PoolCandidates(InstancePool(path))
+        return PoolCandidates(InstancePool(path, names=names.names))
     return FolderCandidates(path, names)

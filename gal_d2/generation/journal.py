@@ -14,10 +14,11 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gal_d2.data.category_identity import require_same
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import GenerationRequest
 
@@ -54,17 +55,21 @@ class Journal:
         root: the pool's folder.
         recipe: names the settings that decide what is drawn and kept. Entries of another recipe
             are not taken into account.
+        names: of the categories by id, kept with the entries.
 
     Attributes:
         others: number of entries of other recipes that were found.
 
     Raises:
-        UserError: a file of the journal cannot be read.
+        UserError: a file of the journal cannot be read, or its category ids mean others.
     """
 
-    def __init__(self, root: str | os.PathLike, recipe: str) -> None:
+    def __init__(
+        self, root: str | os.PathLike, recipe: str, names: Mapping[int, str] | None = None
+    ) -> None:
         self.folder = Path(root).absolute() / FOLDER
         self.recipe = recipe
+        self.names = names
         self.others = 0
         self._known: dict[tuple[int, int], tuple[str, int | None, str]] = {}
         self._next: Counter = Counter()
@@ -96,8 +101,13 @@ class Journal:
         """
         if not outcomes:
             return
+        ids = sorted({outcome.request.category_id for outcome in outcomes})
         line = json.dumps(
-            {"recipe": self.recipe, "outcomes": [_to_json(outcome) for outcome in outcomes]}
+            {
+                "recipe": self.recipe,
+                "categories": {i: self.names[i] for i in ids if i in (self.names or ())},
+                "outcomes": [_to_json(outcome) for outcome in outcomes],
+            }
         )
         try:
             if self._path is None:
@@ -130,11 +140,18 @@ class Journal:
             if content["recipe"] != self.recipe:
                 self.others += len(content["outcomes"])
                 return
+            kept = {int(i): name for i, name in content.get("categories", {}).items()}
             for entry in content["outcomes"]:
                 self._remember(entry)
         except (ValueError, KeyError, TypeError) as error:
             # The last line of a killed process: what it spoke of is drawn again.
             logger.warning("%s, line %d is incomplete and skipped (%r)", path, number, error)
+            return
+        # Entries of earlier releases keep no names; their prompts are compared in any case.
+        require_same(
+            *(kept, self.names, f"the journal {path}"),
+            "choose another folder for what is drawn for these annotations",
+        )
 
     def _remember(self, entry: dict) -> None:
         key = int(entry["category_id"]), int(entry["index"])

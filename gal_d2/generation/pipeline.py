@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -223,18 +223,27 @@ class PoolStore:
         root: the pool's folder; created if it does not exist.
         recipe: see :class:`gal_d2.generation.journal.Journal`.
         flush_seconds: what was drawn in so many seconds is lost by a killed process.
+        names: of the categories by id, kept in the pool and the journal.
 
     Attributes:
         journal: what became of each request.
 
     Raises:
-        UserError: the pool cannot be created, read or written to.
+        UserError: the pool cannot be created, read or written to, or its ids or the journal's mean
+            other categories.
     """
 
-    def __init__(self, root: str, recipe: str, *, flush_seconds: float = 300) -> None:
+    def __init__(
+        self,
+        root: str,
+        recipe: str,
+        *,
+        flush_seconds: float = 300,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
         pool = InstancePool(root, allow_empty=True)
-        self.journal = Journal(root, recipe)
-        self._writer = PoolWriter(root, known=pool)
+        self.journal = Journal(root, recipe, names)
+        self._writer = PoolWriter(root, known=pool, names=names)
         self._flush_seconds = flush_seconds
         self._pending: list[Outcome] = []
         self._last_flush = time.monotonic()

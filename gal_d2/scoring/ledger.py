@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gal_d2.data.category_identity import Renumbering
+from gal_d2.data.ledger_names import ids_of_now, keep_names, require_ledger_names
 from gal_d2.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,12 +117,13 @@ class LedgerWriter:
         root: folder of the ledger, shared by all processes; created where it is missing.
         category_ids: by class, the id in the annotation file.
         category_frequency: by class, "r", "c" or "f".
+        category_names: by class, kept in the files.
         rank: of this process.
         num_processes: how many write to ``root``.
         max_rows: buffered rows from which on a shard is written without waiting for a checkpoint.
 
     Raises:
-        UserError: ``root`` is not a folder or cannot be created.
+        UserError: ``root`` is not a folder or cannot be created, or holds rows of other categories.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class LedgerWriter:
         *,
         category_ids: Sequence[int],
         category_frequency: Sequence[str],
+        category_names: Sequence[str] | None = None,
         rank: int = 0,
         num_processes: int = 1,
         max_rows: int = 500_000,
@@ -142,6 +146,7 @@ class LedgerWriter:
         self.num_processes = num_processes
         self.max_rows = max_rows
         self._category_ids = np.asarray(category_ids, np.int64)
+        self._names = dict(zip(category_ids, category_names or (), strict=False)) or None
         self._category_frequency = np.asarray(category_frequency, dtype=str)
         self._buffer: list[dict[str, np.ndarray]] = []
         self._num_buffered = 0
@@ -155,6 +160,7 @@ class LedgerWriter:
             ) from error
         self._remove_temporaries()
         shards = self._own_shards()
+        require_ledger_names([shard.path for shard in shards], self._names)
         self._stored_until = max((shard.last_step for shard in shards), default=-1)
         self._next_number = max((s.number + 1 for s in shards if s.rank == rank), default=0)
 
@@ -309,7 +315,7 @@ class LedgerWriter:
             self.root, int(steps.min()), int(steps.max()), self.rank, self._next_number
         )
         try:
-            _write_atomically(pa.table(arrays), path)
+            _write_atomically(keep_names(pa.table(arrays), self._names), path)
         except OSError as error:
             raise UserError(
                 f"The ledger shard {path} cannot be written ({error.strerror or error}): free some "
@@ -332,13 +338,17 @@ class Ledger:
 
     Args:
         root: folder that :class:`LedgerWriter` filled.
+        names: what category ids mean now, by id: rows have the ids of now, whatever they were when
+            they were written. None: ids are as they are stored.
 
     Raises:
-        UserError: there is no such folder, or no readable row in it.
+        UserError: there is no such folder, no readable row in it, or nobody can tell what an id
+            means now.
     """
 
-    def __init__(self, root: str | os.PathLike) -> None:
+    def __init__(self, root: str | os.PathLike, names: Mapping[int, str] | None = None) -> None:
         self.root = Path(root)
+        self._as_now = Renumbering(names, f"the ledger {self.root}")
         self.damaged: dict[Path, str] = {}
         self._shards: list[_Shard] = []
         self.num_rows = 0
@@ -398,7 +408,7 @@ class Ledger:
                 step = table["step"]
                 inside = pc.and_(pc.greater_equal(step, first), pc.less_equal(step, last))
                 table = table.filter(inside)
-            yield table
+            yield ids_of_now(table, self._as_now)
 
     def aggregate(
         self,

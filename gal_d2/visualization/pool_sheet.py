@@ -28,7 +28,8 @@ def write_pool_sheets(
         folder: created if it does not exist.
         count: cut-outs of a sheet, spread evenly over the category's ids.
     """
-    pool = InstancePool(root, allow_empty=True)
+    categories = list(categories)
+    pool = InstancePool(root, allow_empty=True, names={c.id: c.name for c in categories})
     paths = []
     for category in categories:
         ids = pool.ids(category.id)

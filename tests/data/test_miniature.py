@@ -402,7 +402,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 def test_digits_are_replaced_when_the_real_objects_turn_up(tmp_path, monkeypatch, caplog):
     config = dataclasses.replace(TINY, object_source="auto")
     monkeypatch.setattr("gal_d2.data.miniature_sources.find_fashion_mnist", lambda sources: None)
-    monkeypatch.setattr("gal_d2.data.miniature_sources.fetch_fashion_mnist", lambda sources: None)
     monkeypatch.setattr(module, "has_fashion_mnist", lambda sources: False)
     with caplog.at_level(logging.WARNING):
         output = prepare_miniature(tmp_path / "m", tmp_path / "s", config)

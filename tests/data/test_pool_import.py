@@ -64,6 +64,21 @@ def test_folders_are_called_by_name_or_id(folder: Path) -> None:
     assert all(file.crop for file in found.files)
 
 
+def test_a_folder_that_is_called_by_an_id_is_named(folder: Path, caplog) -> None:
+    list_folder(folder, NAMES)
+    (record,) = caplog.records
+    assert "/9 has only an id for a name: it is taken as 'boot'" in record.message
+
+
+def test_the_pool_keeps_the_names(folder: Path, tmp_path: Path) -> None:
+    files = list_folder(folder, NAMES).files
+    import_files(files, tmp_path / "pool", SOURCE, names=NAMES)
+    assert InstancePool(tmp_path / "pool").category_names == NAMES.names
+    other = CategoryNames([{"id": 5, "name": "boot"}, {"id": 9, "name": "bun"}])
+    with pytest.raises(UserError, match="id 5 is 'bun'.*choose another folder"):
+        import_files(list_folder(folder, other).files, tmp_path / "pool", SOURCE, names=other)
+
+
 def test_folder_with_chosen_categories(folder: Path) -> None:
     assert labels(list_folder(folder, NAMES, {9}).files) == {"9/a.webp": 9}
 

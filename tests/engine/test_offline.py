@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import small_offline
+import torch
 from small_offline import build_model, configure
 
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter, write_allow_list
@@ -151,6 +152,21 @@ def test_directions_of_another_model_or_other_options(cfg, tmp_path):
         score_pool(cfg, build_model(cfg), tmp_path / "a", options)
 
 
+def test_directions_of_other_classes(cfg, tmp_path, caplog):
+    """Kept by class; a file of an earlier release does not say of which."""
+    options = OfflineOptions(categories=(500,), placements=1, **QUICK)
+    score_pool(cfg, build_model(cfg), tmp_path / "a", options)
+    path = tmp_path / "a/directions.pth"
+    stored = torch.load(path, weights_only=True)
+    classes = stored.pop("classes")
+    torch.save(stored, path)
+    score_pool(cfg, build_model(cfg), tmp_path / "a", options)
+    assert "has no class names" in caplog.text
+    torch.save(stored | {"classes": [*classes[:-1], "bunny"]}, path)
+    with pytest.raises(UserError, match="class 1202 is 'bunny' there and 'zucchini'.*--ledger"):
+        score_pool(cfg, build_model(cfg), tmp_path / "a", options)
+
+
 def test_a_cut_out_without_foreground_has_a_row_without_a_score(cfg, tmp_path):
     faint = np.full((4, 4, 4), 10, np.uint8)
     with PoolWriter(tmp_path / "pool") as writer:
@@ -169,8 +185,6 @@ def test_a_training_ledger_is_not_written_to(cfg, tmp_path):
 
     one = Contribution.cat([Contribution.empty(["box"])])
     with LedgerWriter(tmp_path / "a", category_ids=[1], category_frequency=["r"]) as writer:
-        import torch
-
         row = one._map(lambda t: t.new_zeros(1))
         writer.append(0, row, Decision.uniform(torch.ones(1, dtype=torch.bool), "x"), [4])
     with pytest.raises(UserError, match="holds the ledger of a training"):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from gal_d2.data.category_identity import names_state
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.data.snapshots import Snapshots
-from gal_d2.engine.snapshot_hook import SnapshotHook, evidence_source
+from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, evidence_source
+from gal_d2.errors import UserError
 from gal_d2.scoring.evidence import EvidenceStore
 
 
@@ -50,6 +52,22 @@ def test_a_resumed_run_takes_the_later_ones_again(hook: SnapshotHook):
     assert hook.snapshots.numbers() == [0, 1, 2]
     assert list(hook.snapshots.at(6)) == ["trainer.step"]
     assert list(hook.snapshots.at(9)) == ["other.x"]
+
+
+def test_snapshots_keep_what_category_ids_mean(hook: SnapshotHook):
+    hook.sources[CATEGORIES] = lambda: names_state({0: "cup", 1: "bun"})
+    run(hook, 0, 8)
+    run(hook, 7, 8)
+    hook.sources[CATEGORIES] = lambda: names_state({1: "cup", 2: "bun"})
+    with pytest.raises(UserError, match=r"the snapshots in .* id 0 is 'cup'.*start anew"):
+        run(hook, 7, 8)
+
+
+def test_snapshots_without_names_are_resumed_with_a_warning(hook: SnapshotHook, caplog):
+    run(hook, 0, 8)
+    hook.sources[CATEGORIES] = lambda: names_state({1: "cup", 2: "bun"})
+    run(hook, 7, 8)
+    assert "no category names" in caplog.text
 
 
 def test_resuming_without_the_files_says_so(hook: SnapshotHook, caplog):

@@ -102,3 +102,13 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (6, 4)).save(tmp_path / "pizza" / "a.png")
     with pytest.raises(UserError, match="CANDIDATES.*has no image in a folder"):
         FolderCandidates(tmp_path, NAMES)
+
+
+def test_candidates_of_another_export_are_drawn_by_name(tmp_path: Path, request_for) -> None:
+    with PoolWriter(tmp_path, names={2: "bun", 3: "boot"}) as writer:
+        for category_id, value in ((2, 20), (3, 30)):
+            rgba = np.full((4, 5, 4), value, np.uint8)
+            writer.add(category_id, rgba, source=CutOutSource("imitation"))
+    generator = CutoutGenerator(open_candidates(tmp_path, NAMES))
+    bun, boot = generator.generate([request_for(3, 0), request_for(5, 0)])
+    assert (bun.rgb == 20).all() and (boot.rgb == 30).all()

@@ -98,3 +98,16 @@ def test_statistics_by_category_and_reason(request_for) -> None:
         ["2", "boot", "2", "0", "1", "1"],
         ["all", "4", "1", "2", "1"],
     ]
+
+
+def test_category_ids_keep_their_names(tmp_path: Path, request_for) -> None:
+    Journal(tmp_path, "r", {1: "bun", 2: "cat"}).append([Outcome(request_for(1, 0), 42)])
+    assert len(Journal(tmp_path, "r", {1: "bun", 2: "dog"})) == 1  # of which it does not speak
+    with pytest.raises(UserError, match=r"the journal .*: choose another folder"):
+        Journal(tmp_path, "r", {0: "bun", 1: "cat"})
+    assert len(Journal(tmp_path, "s", {0: "bun", 1: "cat"})) == 0  # other recipes do not count
+
+
+def test_a_journal_without_names_is_read(tmp_path: Path, request_for) -> None:
+    Journal(tmp_path, "r").append([Outcome(request_for(1, 0), 42)])
+    assert Journal(tmp_path, "r", {1: "bun"}).find(request_for(1, 0)).pool_id == 42

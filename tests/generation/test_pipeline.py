@@ -251,3 +251,11 @@ def test_full_disk_is_one_sentence_and_forgets_what_was_lost(
     pipeline.flush()
     assert len(pipeline_in(tmp_path).store.journal) == 0
     assert not content(tmp_path)
+
+
+def test_a_pool_of_other_ids_is_not_added_to(tmp_path: Path, request_for) -> None:
+    with pipeline_in(tmp_path, names={3: "cup", 7: "bun"}) as pipeline:
+        pipeline.run([request_for(7, 0)])
+    assert InstancePool(tmp_path).category_names == {3: "cup", 7: "bun"}
+    with pytest.raises(UserError, match=r"id 7 is 'bun'.*'bun' has the id 8: choose another"):
+        pipeline_in(tmp_path, names={4: "cup", 8: "bun"}, recipe="s")
