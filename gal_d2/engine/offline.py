@@ -39,6 +39,7 @@ from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
 from gal_d2.data.datasets import load_metadata, require_dataset
 from gal_d2.data.placements import PlacementDataset, sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
+from gal_d2.data.pool_preflight import require_usable_pool
 from gal_d2.data.statistics import category_statistics
 from gal_d2.engine.judge import GROUPS, build_scorer
 from gal_d2.engine.trainer import autocast_dtype
@@ -191,16 +192,18 @@ def open_pool(
             name,
             _some(foreign),
         )
+    names = CategoryNames.from_file(load_metadata(name).json_file).names
     if categories is None:
+        require_usable_pool(pool, common, names)
         return pool, common
     missing = [i for i in categories if i not in in_pool]
     if missing:
-        names = CategoryNames.from_file(load_metadata(name).json_file).names
         raise UserError(
             f"the instance pool {pool.root} has no cut-outs of "
             f"{', '.join(names.get(i, str(i)) for i in missing)}; it has some of "
             f"{_some([names[i] for i in common])}."
         )
+    require_usable_pool(pool, categories, names)
     return pool, sorted(categories)
 
 
@@ -367,6 +370,7 @@ class _OfflinePass:
             rank=rank,
             num_processes=world,
         )
+        vanished = 0
         start = flushed = time.monotonic()
         bar = tqdm(
             total=len(left), unit=" placements", disable=None if comm.is_main_process() else True
@@ -377,6 +381,7 @@ class _OfflinePass:
                 features, targets = self._features(samples)
                 image_ids = [sample["image_id"] for sample in samples]
                 contribution = self.scorer.score(features, targets, image_ids)
+                vanished += sum(not bool(target.gt_masks.tensor.any()) for target in targets)
                 accept = torch.ones(len(contribution), dtype=torch.bool)
                 writer.append(
                     step,
@@ -390,6 +395,14 @@ class _OfflinePass:
                 if time.monotonic() - flushed >= self.options.flush_seconds:
                     writer.flush()
                     flushed = time.monotonic()
+        vanished = sum(comm.all_gather(vanished))
+        if vanished:
+            logger.warning(
+                "%d of %d placements have no score, for nothing of their cut-outs can be pasted; "
+                "tools/check_pool.py says why.",
+                vanished,
+                len(left),
+            )
         comm.synchronize()
         seconds = max(time.monotonic() - start, 1e-9)
         if len(left):

@@ -25,15 +25,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.datasets import require_dataset
+from gal_d2.data.datasets import load_metadata, require_dataset
+from gal_d2.data.pool import InstancePool
 from gal_d2.data.pool_growth import pool_state
+from gal_d2.data.pool_preflight import require_usable_pool, warn_of_classes_without_objects
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
+from gal_d2.data.statistics import category_statistics
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
+from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.snapshot_hook import SnapshotHook, Source, evidence_source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
@@ -67,6 +71,7 @@ class GALTrainer(DefaultTrainer):
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
         )
+        check_pool(cfg, self._trainer.data_loader.mapper.pool)
         if isinstance(self.judge, BatchJudge):
             self.judge.loss_scale = self._trainer.grad_scaler.get_scale
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -123,6 +128,9 @@ class GALTrainer(DefaultTrainer):
                     dataset_name=cfg.DATASETS.TRAIN[0],
                 )
             )
+        pool = self._trainer.data_loader.mapper.pool
+        if pool is not None:
+            built.append(PasteWatch(str(pool.root)))
         if cfg.GAL.GENERATOR.ENABLED:
             built.append(
                 InterleaveHook(
@@ -331,6 +339,26 @@ class GALTrainer(DefaultTrainer):
         device_type = next(model.parameters()).device.type
         with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
             return super().test(cfg, model, evaluators)
+
+
+def check_pool(cfg: CfgNode, pool: InstancePool | None) -> None:
+    """Look at some cut-outs of the pool that is pasted from, and say what is odd about them.
+
+    Raises:
+        UserError: it has cut-outs, and none of them can be pasted.
+    """
+    if pool is None or not len(pool):
+        return
+    metadata = load_metadata(cfg.DATASETS.TRAIN[0])
+    class_of = metadata.thing_dataset_id_to_contiguous_id
+    names = {category_id: metadata.thing_classes[k] for category_id, k in class_of.items()}
+    require_usable_pool(pool, [i for i in pool.category_ids.tolist() if i in class_of], names)
+    warn_of_classes_without_objects(
+        pool,
+        class_of,
+        metadata.thing_classes,
+        sum(category_statistics(name).instance_count for name in cfg.DATASETS.TRAIN),
+    )
 
 
 class StepSeed(HookBase):
