@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 
+from gal_d2.engine.arguments import argument_parser
 from gal_d2.engine.launch import run_distributed_tool
-from gal_d2.engine.setup import argument_parser, setup
-from gal_d2.engine.trainer import GALTrainer
 
 
 def main(args: argparse.Namespace) -> None:
+    # Here: --help and a mistyped option do not wait for torch.
+    from gal_d2.engine.setup import setup
+    from gal_d2.engine.trainer import GALTrainer
+
     cfg = setup(args)
     if args.eval_only:
         GALTrainer.evaluate_checkpoint(cfg, resume=args.resume)

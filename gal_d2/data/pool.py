@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from detectron2.config import CfgNode
 
 from gal_d2.data.cut_out import (
     CorruptCutOutError,
@@ -43,6 +43,9 @@ from gal_d2.data.pool_shard import (
     shard_names,
 )
 from gal_d2.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 __all__ = [
     "CorruptCutOutError",

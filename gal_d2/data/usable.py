@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from gal_d2.data.masks import FOREGROUND_ALPHA
+FOREGROUND_ALPHA = 128  # a pixel belongs to a cut-out from this alpha on: half opaque
 
 TRANSPARENT = "transparent"
 FAINT = "faint"

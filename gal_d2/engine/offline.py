@@ -41,6 +41,7 @@ from gal_d2.data.placements import PlacementDataset, sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
 from gal_d2.data.pool_preflight import require_usable_pool
 from gal_d2.data.statistics import category_statistics
+from gal_d2.engine.arguments import SPLITS, add_scoring_arguments
 from gal_d2.engine.judge import GROUPS, build_scorer
 from gal_d2.engine.trainer import autocast_dtype
 from gal_d2.errors import UserError
@@ -49,7 +50,8 @@ from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": "TRAIN", "val": "TEST"}
+__all__ = ["OfflineOptions", "add_scoring_arguments", "open_pool", "score_pool"]
+
 DIRECTIONS_FILE = "directions.pth"
 POLICY = "offline"  # in the ledger's column "policy"
 
@@ -113,48 +115,6 @@ class OfflineOptions:
             batch_size=args.batch_size,
             seed=args.seed,
         )
-
-
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :meth:`OfflineOptions.from_arguments`."""
-    default = OfflineOptions()
-    parser.add_argument(
-        "--category",
-        action="append",
-        metavar="NAME",
-        help="name, synonym or id; can be given several times (default: all)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default=default.split,
-        help="where the real objects of the class directions come from (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--per-category",
-        type=int,
-        default=default.per_category,
-        help="real objects of each category to learn from, 0: all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--candidates",
-        type=int,
-        default=default.candidates,
-        help="cut-outs of each category that tell what it is confused with (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--placements",
-        type=int,
-        default=default.placements,
-        help="real images that each cut-out is pasted on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=default.batch_size,
-        help="images per process and step (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the placements")
 
 
 def open_pool(

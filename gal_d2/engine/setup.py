@@ -6,26 +6,17 @@ import argparse
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from gal_d2.config import add_gal_config
 from gal_d2.data.datasets import load_metadata, register_instances, require_dataset
+from gal_d2.engine.arguments import argument_parser
+from gal_d2.engine.configuration import load_config
 from gal_d2.errors import UserError
 
-
-def argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
-    """detectron2's standard arguments, and ``--num-cpu-processes``."""
-    parser = default_argument_parser(epilog)
-    parser.add_argument(
-        "--num-cpu-processes",
-        type=int,
-        default=1,
-        help="processes per machine where --num-gpus is 0 (gloo)",
-    )
-    return parser
+__all__ = ["argument_parser", "load_config", "resolve_datasets", "setup"]
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -48,34 +39,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gal_d2")
     default_setup(cfg, args)
-    return cfg
-
-
-def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """Read a YAML config and the command line's ``KEY VALUE`` pairs on top of the defaults.
-
-    Raises:
-        UserError: the file is not there, or a key is unknown.
-    """
-    cfg = get_cfg()
-    add_gal_config(cfg)
-    if config_file:
-        if not Path(config_file).is_file():
-            raise UserError(
-                f"the config file '{config_file}' does not exist: the folder configs/ has what "
-                "comes with GAL-D2."
-            )
-        try:
-            cfg.merge_from_file(config_file)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{config_file}: {_reason(error)}") from error
-    try:
-        cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"command line option: {_reason(error)} (options are pairs KEY VALUE, as in "
-            "SOLVER.BASE_LR 0.01; gal_d2/config.py lists this project's keys)"
-        ) from error
     return cfg
 
 
@@ -129,7 +92,3 @@ def resolve_pool(cfg: CfgNode) -> None:
     """Put the pool that is filled while training into ``OUTPUT_DIR``, unless a place is named."""
     if cfg.GAL.GENERATOR.ENABLED and not cfg.GAL.POOL.ROOT:
         cfg.GAL.POOL.ROOT = str(Path(cfg.OUTPUT_DIR) / "pool")
-
-
-def _reason(error: Exception) -> str:
-    return str(error.args[0]) if error.args else str(error)
