@@ -137,9 +137,15 @@ class InstanceCutter:
         return results
 
     def _without_contrast(self, images: Sequence[GeneratedImage]) -> list[str]:
-        """The reason of each image's drop so far: its own, ``blank``, or ""."""
-        drawn = [image for image in images if not image.reason]
-        reasons = [image.reason or (BLANK if is_one_color(image.rgb) else "") for image in images]
+        """The reason of each image's drop so far: its own, ``blank``, or "".
+
+        Cut-outs that come finished are no whole pictures: they may be of one colour.
+        """
+        drawn = [image for image in images if not image.reason and not image.finished]
+        reasons = [
+            image.reason or (BLANK if not image.finished and is_one_color(image.rgb) else "")
+            for image in images
+        ]
         blank = reasons.count(BLANK)
         if blank and blank == len(drawn) and not self._warned_of_blank:
             self._warned_of_blank = True

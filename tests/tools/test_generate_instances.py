@@ -72,11 +72,11 @@ def arguments(repository: Path, work: Path) -> list[str]:
         "GAL.GENERATOR.SEGMENTER.NAMES": "['clipseg']",
         "GAL.GENERATOR.SEGMENTER.CLIPSEG.MODEL": work / "clipseg",
         "GAL.GENERATOR.FILTER.CLIP.MODEL": work / "clip",
-        # Noise has no area or truncation to speak of, and no likeness to a name: half of it passes.
+        # Noise has no area or truncation to speak of, and some likeness to any name.
         "GAL.GENERATOR.FILTER.NAMES": "['area', 'clip_text']",
         "GAL.GENERATOR.FILTER.AREA.MIN": 0.0,
         "GAL.GENERATOR.FILTER.AREA.MAX": 1.0,
-        "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN": 0.0,
+        "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN": 0.1,
         "GAL.GENERATOR.FILTER.CLIP_TEXT.TOLERANCE": 0.01,
         "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN_GROUP": 1,
     }
