@@ -76,7 +76,7 @@ def arguments(repository: Path, work: Path) -> list[str]:
         "GAL.GENERATOR.FILTER.NAMES": "['area', 'clip_text']",
         "GAL.GENERATOR.FILTER.AREA.MIN": 0.0,
         "GAL.GENERATOR.FILTER.AREA.MAX": 1.0,
-        "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN": 0.1,
+        "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN": 0.08,
         "GAL.GENERATOR.FILTER.CLIP_TEXT.TOLERANCE": 0.01,
         "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN_GROUP": 1,
     }
