@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import torch
@@ -13,8 +14,13 @@ from detectron2.utils.logger import setup_logger
 
 from gal_d2.data.datasets import load_metadata, register_instances, require_dataset
 from gal_d2.engine.arguments import argument_parser
+from gal_d2.engine.config_check import check_config
 from gal_d2.engine.configuration import load_config
+from gal_d2.engine.console import quiet_console
+from gal_d2.engine.own_data import derive
 from gal_d2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["argument_parser", "load_config", "resolve_datasets", "setup"]
 
@@ -33,12 +39,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg, split="TEST" if args.eval_only else "TRAIN")
     resolve_device(cfg)
+    derived = derive(cfg, comm.get_world_size(), resume=args.resume)
+    check_config(cfg)
     resolve_pool(cfg)
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gal_d2")
+    rank = comm.get_rank()
+    # With the arguments that detectron2 uses, so that it adds no second handler.
+    for name in ({"name": "gal_d2"}, {"name": "fvcore"}, {}):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, **name)
+    quiet_console()
     default_setup(cfg, args)
+    if derived:
+        logger.info("Derived from the data and the machine: %s", ", ".join(derived))
     return cfg
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -38,10 +39,14 @@ from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.paste_watch import PasteWatch
+from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.snapshot_hook import SnapshotHook, Source, evidence_source
+from gal_d2.engine.summary import end_summary, start_summary
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
+
+logger = logging.getLogger(__name__)
 
 AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -156,6 +161,7 @@ class GALTrainer(DefaultTrainer):
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            built.append(ProgressHook())
         return built
 
     def build_snapshot_sources(self) -> dict[str, Source]:
@@ -184,7 +190,21 @@ class GALTrainer(DefaultTrainer):
         """
         if self.interleaver:
             self.interleaver.start()
-        return super().train()
+        loader = self._trainer.data_loader
+        if comm.is_main_process():
+            logger.info(
+                "Training:\n%s",
+                start_summary(
+                    self.cfg,
+                    num_images=len(loader.dataset),
+                    pool=loader.mapper.pool,
+                    start_iter=self.start_iter,
+                ),
+            )
+        results = super().train()
+        if comm.is_main_process():
+            logger.info("%s", end_summary(self.cfg.OUTPUT_DIR))
+        return results
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""
