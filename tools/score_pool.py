@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     folder = args.ledger or Path(cfg.OUTPUT_DIR) / "pool_scores"
     score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
     if comm.is_main_process():
-        logger.info("Ledger: %s", folder)
+        print(f"ledger: {folder}")
 
 
 if __name__ == "__main__":

@@ -86,6 +86,9 @@ def filter_pool(args: argparse.Namespace) -> None:
             f"{category:>7}  {mine.sum():>9,}  {scored[mine].sum():>9,}  {kept[mine].sum():>9,}  "
             f"{names.get(category, '')}".rstrip()
         )
+    for what, path in (("allow-list", args.allow_list), ("pool", args.output)):
+        if path is not None:
+            print(f"{what}: {path}")
     print(f"kept {kept.sum():,} of {len(kept):,} cut-outs, {scored.sum():,} of which had a score")
 
 

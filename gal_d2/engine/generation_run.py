@@ -123,6 +123,7 @@ def generate(arguments: argparse.Namespace) -> None:
         report_end(store, statistics, {c.id: c.name for c in categories}, seconds, rank, world_size)
     if arguments.contact_sheet is not None and rank == 0:
         write_pool_sheets(store.root, categories, arguments.contact_sheet)
+        print(f"contact sheets: {arguments.contact_sheet}")
 
 
 def existing_journal(cfg: CfgNode) -> Journal | None:

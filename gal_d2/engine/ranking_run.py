@@ -27,7 +27,12 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.scoring.ledger import Ledger
 from gal_d2.scoring.ranking import criteria, histories, names_of, rank
-from gal_d2.visualization.ranking import RankedCutOut, save_best_and_worst, save_gallery
+from gal_d2.visualization.ranking import (
+    RankedCutOut,
+    best_and_worst,
+    save_best_and_worst,
+    save_gallery,
+)
 
 logger = logging.getLogger("gal_d2")
 
@@ -112,19 +117,19 @@ def write(
     if not known:
         raise UserError(
             f"the ledger {ledger.root} has no score of this category: no real object of it had "
-            "been seen."
+            "been seen, or none of its cut-outs could be pasted (tools/check_pool.py says so)."
         )
     meaning = criteria(ledger)[by]
     save_best_and_worst(
-        known[:top],
-        known[: -top - 1 : -1],
+        *best_and_worst(known, top),
         stem.with_suffix(".png"),
         title=title,
         value_name=f"{meaning}, mean of a cut-out's exposures ({len(known)} cut-outs)",
         dpi=dpi,
     )
     save_gallery(cut_outs, stem.with_suffix(".html"), title=title, value_name=by)
-    logger.info("Picture, tables and page: %s.{png,csv,parquet,html}", stem)
+    # Not through the log, which a ranking by a ledger does not set up.
+    print(f"picture, tables and page: {stem}.png, .csv, .parquet and .html")
 
 
 def with_sources(table: pa.Table, pool: InstancePool) -> pa.Table:
