@@ -6,9 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from gal_d2 import compat as compat  # first: it prepares the process for detectron2
-from gal_d2.config import add_gal_config
 
 if TYPE_CHECKING:
+    from gal_d2.config import add_gal_config
     from gal_d2.data.cut_out import CutOut
     from gal_d2.data.pool import InstancePool, PoolWriter
     from gal_d2.engine.trainer import GALTrainer
@@ -20,11 +20,12 @@ _HOMES = {
     "GALTrainer": "gal_d2.engine.trainer",
     "InstancePool": "gal_d2.data.pool",
     "PoolWriter": "gal_d2.data.pool",
+    "add_gal_config": "gal_d2.config",
 }
 
 
 def __getattr__(name: str):
-    # Loader workers import this package too: they need not pay for the trainer's imports.
+    # Loader workers import this package too, and tools that only print their help.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

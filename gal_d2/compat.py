@@ -11,11 +11,13 @@ On a detectron2 that needs no help, :func:`apply` changes nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gal_d2.model_zoo_import import lend_pkg_resources
 
@@ -114,10 +116,9 @@ def numpy_aliases(*modules: types.ModuleType) -> Iterator[None]:
 
 def _restore_numpy_aliases() -> None:
     """``detectron2.data.build`` prints the class histogram with ``np.int``."""
-    import detectron2.data.build
     import numpy as np
 
-    module = detectron2.data.build
+    module = importlib.import_module("detectron2.data.build")  # perhaps it is being imported now
     if not hasattr(np, "int") and not isinstance(module.np, _NumpyWithAliases):
         module.np = _NumpyWithAliases(module.np)
 
@@ -130,6 +131,12 @@ def apply() -> None:
     """
     if importlib.util.find_spec("detectron2") is None:
         raise ImportError(f"detectron2 is not installed: {_INSTALL_HINT}.")
+    _apply_basics()
+    _restore_numpy_aliases()
+
+
+def _apply_basics() -> None:
+    """All but what concerns ``detectron2.data.build``, which takes long to import."""
     _restore_pillow_names()
     lend_pkg_resources()
 
@@ -139,7 +146,59 @@ def apply() -> None:
     if version < MINIMUM_DETECTRON2:
         raise ImportError(f"detectron2 {detectron2.__version__} is too old: {_INSTALL_HINT}.")
     _stand_in_for_compiled_ops()
-    _restore_numpy_aliases()
 
 
-apply()
+class _PreparingLoader(importlib.abc.Loader):
+    """Loads a module as its own loader does, and prepares it at once."""
+
+    def __init__(self, loader: importlib.abc.Loader, prepare: Callable[[], None]) -> None:
+        self._loader, self._prepare = loader, prepare
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        # Whoever looks for its files asks its own loader.
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._prepare()
+
+
+class _PreparingFinder(importlib.abc.MetaPathFinder):
+    """Waits for the first import of each of some modules."""
+
+    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
+        self._waiting = waiting
+
+    def find_spec(self, name: str, path=None, target=None) -> importlib.machinery.ModuleSpec | None:
+        prepare = self._waiting.pop(name, None)
+        if prepare is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            spec.loader = _PreparingLoader(spec.loader, prepare)
+        return spec
+
+
+def prepare() -> None:
+    """Have :func:`apply` called when detectron2 is imported; at once if it has been.
+
+    A tool that prints its help imports this package without waiting for detectron2 and torch.
+
+    Raises:
+        ImportError: detectron2 is missing; or older than 0.6, and imported already.
+    """
+    if "detectron2" in sys.modules:
+        apply()
+        return
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(f"detectron2 is not installed: {_INSTALL_HINT}.")
+    sys.meta_path.insert(
+        0,
+        _PreparingFinder(
+            {"detectron2": _apply_basics, "detectron2.data.build": _restore_numpy_aliases}
+        ),
+    )
+
+
+prepare()

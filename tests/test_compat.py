@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import types
 
+import detectron2.utils.env  # noqa: F401  (prepared now, if it was not before)
 import numpy as np
 import pytest
 import torch

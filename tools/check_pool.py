@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Read all of an instance pool and list what is corrupt; exit status 1 if anything is.
+"""Read all of an instance pool and list what is corrupt or can never be pasted.
+
+The exit status is 1 if anything is.
 
 tools/check_pool.py datasets/miniature/pool --annotations annotations/miniature_train.json
 
-Training skips corrupt shards and cut-outs. To be rid of a shard that is listed here, delete its
-file; its cut-outs have to be imported or generated again.
+Training skips corrupt shards and cut-outs, and those that cannot be pasted (too transparent, or of
+one colour). To be rid of a shard that is listed here, delete its file; its cut-outs have to be
+imported or generated again.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,6 +24,7 @@ from tqdm import tqdm
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.pool_check import check_shard
 from gal_d2.data.pool_shard import shard_names, temporary_names
+from gal_d2.data.usable import UsableCount
 from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
 
@@ -51,6 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     unnamed = 0
     shards = shard_names(root)
     counts: Counter = Counter()
+    usable: dict[int, UsableCount] = {}
     seen: set[int] = set()
     duplicates = corrupt_shards = corrupt_rows = 0
     for shard in tqdm(shards, unit=" shards", disable=None):
@@ -73,16 +79,44 @@ def main(arguments: argparse.Namespace) -> int:
             else:
                 seen.add(pool_id)
                 counts[category_id] += 1
+        for category_id, count in report.usable.items():
+            usable.setdefault(category_id, UsableCount()).merge(count)
     print_temporary_files(root)
     print_identity(names, foreign, unnamed)
     for category_id, count in sorted(counts.items()):
         print(f"{category_id:>7}  {count:>9,}  {names.get(category_id, '')}".rstrip())
+    unusable = print_usable(usable, names)
     print(
         f"{root}: {counts.total():,} sound cut-outs of {len(counts):,} categories in "
         f"{len(shards):,} shards ({duplicates:,} stored twice); {corrupt_shards:,} corrupt shards, "
         f"{corrupt_rows:,} corrupt cut-outs"
+        + ("" if arguments.no_decode else f"; {unusable:,} cannot be pasted")
     )
-    return 1 if corrupt_shards or corrupt_rows else 0
+    return 1 if corrupt_shards or corrupt_rows or unusable else 0
+
+
+def print_usable(usable: Mapping[int, UsableCount], names: Mapping[int, str]) -> int:
+    """Say what of the sound cut-outs cannot be pasted; their number."""
+    for category_id, count in sorted(usable.items()):
+        label = f"category {category_id} {names.get(category_id, '')}".rstrip()
+        if count.unusable:
+            print(
+                f"{label}: {count.unusable:,} of {count.looked_at:,} cut-outs can never be pasted: "
+                f"{count.reasons()}"
+            )
+        if count.slivers:
+            print(
+                f"{label}: {count.slivers:,} cut-outs are more than half transparent for the most "
+                "part; all that is visible of them is pasted"
+            )
+        if count.opaque:
+            print(
+                f"{label}: {count.opaque:,} cut-outs fill their whole rectangle; see whether they "
+                "were cut out"
+            )
+        if count.one_color:
+            print(f"{label}: {count.one_color:,} cut-outs are of one colour all over")
+    return sum(count.unusable for count in usable.values())
 
 
 def print_identity(names: dict[int, str], foreign: dict[int, str], unnamed: int) -> None:

@@ -77,7 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=DEFAULT, help="default: %(default)s")
-    fetch(parser.parse_args(arguments).output)
+    output = parser.parse_args(arguments).output
+    fetch(output)
+    print(f"U2NetP: {output}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gal_d2.data.pool_import import (
     list_folder,
     list_xpaste,
 )
+from gal_d2.data.usable import OPAQUE, describe_problems
 from gal_d2.engine.launch import run_tool
 
 
@@ -56,6 +57,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--generator", default="import", help="recorded with each (%(default)s)")
     parser.add_argument("--model", default="", help="recorded with each: the generator's weights")
     parser.add_argument("--prompt", default="", help="recorded with each")
+    parser.add_argument(
+        "--allow-opaque",
+        action="store_true",
+        help="take images that are opaque from corner to corner, such as pictures of posters",
+    )
     parser.add_argument("--workers", type=int, default=4, help="threads (default: %(default)s)")
     parsed = parser.parse_args(arguments)
     if parsed.workers < 1:
@@ -84,6 +90,7 @@ def main(arguments: argparse.Namespace) -> int:
         CutOutSource(arguments.generator, arguments.model, arguments.prompt),
         names=names,
         workers=arguments.workers,
+        allow_opaque=arguments.allow_opaque,
         progress=lambda it: tqdm(it, total=len(found.files), unit=" images", disable=None),
     )
     print_report(arguments.pool, names, found, report)
@@ -99,6 +106,19 @@ def print_report(pool: Path, names: CategoryNames, found: ImportList, report: Im
     )
     for path, reason in report.failed.items():
         print(f"skipped {path}: {reason}", file=sys.stderr)
+    if report.problems:
+        print(
+            f"warning: {report.problems.total():,} images cannot be pasted and were refused: "
+            f"{describe_problems(report.problems)}"
+            + ("; --allow-opaque takes opaque ones" if report.problems[OPAQUE] else ""),
+            file=sys.stderr,
+        )
+    if report.slivers:
+        print(
+            f"warning: {len(report.slivers):,} images are more than half transparent for the most "
+            f"part, the first is {report.slivers[0]}; all that is visible of them is pasted",
+            file=sys.stderr,
+        )
     for name, (count, nearest) in found.unknown.items():
         print(f"unknown category '{name}' ({count:,} images){_hint(nearest)}", file=sys.stderr)
     if report.failed or found.unknown:

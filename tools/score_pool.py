@@ -15,12 +15,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from detectron2.utils import comm
-
+from gal_d2.engine.arguments import add_scoring_arguments, argument_parser
 from gal_d2.engine.launch import run_distributed_tool
-from gal_d2.engine.offline import OfflineOptions, add_scoring_arguments, open_pool, score_pool
-from gal_d2.engine.setup import argument_parser, setup
-from gal_d2.engine.trainer import GALTrainer
 
 logger = logging.getLogger("gal_d2")
 
@@ -35,13 +31,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    # Here: --help and a mistyped option do not wait for torch.
+    from detectron2.utils import comm
+
+    from gal_d2.engine.offline import OfflineOptions, open_pool, score_pool
+    from gal_d2.engine.setup import setup
+    from gal_d2.engine.trainer import GALTrainer
+
     cfg = setup(args)
     options = OfflineOptions.from_arguments(cfg, args)
     open_pool(cfg, options.categories)  # before the model: a wrong pool is found at once
     folder = args.ledger or Path(cfg.OUTPUT_DIR) / "pool_scores"
     score_pool(cfg, GALTrainer.load_model(cfg), folder, options)
     if comm.is_main_process():
-        logger.info("Ledger: %s", folder)
+        print(f"ledger: {folder}")
 
 
 if __name__ == "__main__":

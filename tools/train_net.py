@@ -10,15 +10,22 @@ from __future__ import annotations
 
 import argparse
 
+from gal_d2.engine.arguments import argument_parser
 from gal_d2.engine.launch import run_distributed_tool
-from gal_d2.engine.setup import argument_parser, setup
-from gal_d2.engine.trainer import GALTrainer
 
 
 def main(args: argparse.Namespace) -> None:
+    # Here: --help and a mistyped option do not wait for torch.
+    from detectron2.utils import comm
+
+    from gal_d2.engine.setup import setup
+    from gal_d2.engine.trainer import GALTrainer
+
     cfg = setup(args)
     if args.eval_only:
         GALTrainer.evaluate_checkpoint(cfg, resume=args.resume)
+        if comm.is_main_process():
+            print(f"predictions and AP of each category: {cfg.OUTPUT_DIR}/inference")
         return
     trainer = GALTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)

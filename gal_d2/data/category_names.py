@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from gal_d2.errors import UserError
@@ -60,6 +61,7 @@ class CategoryNames:
                 f"{origin}: 'categories' is empty; give an LVIS or COCO annotation file"
             )
         self.ids = sorted(self.names)
+        self._by_exact_name = {_composed(name): i for i, name in self.names.items()}
         plain: dict[str, set[int]] = {}
         short: dict[str, set[int]] = {}
         for i, name in self.names.items():
@@ -86,6 +88,7 @@ class CategoryNames:
 
     def resolve(self, text: str) -> int | None:
         """The id of the category called ``text``, or None."""
+        text = _composed(text)
         if text in self._by_exact_name:
             return self._by_exact_name[text]
         plain = _plain(text)
@@ -160,5 +163,10 @@ def read_json(path: str | os.PathLike, remedy: str) -> object:
         raise UserError(f"{path} is not JSON ({error}); {remedy}") from error
 
 
+def _composed(name: str) -> str:
+    # macOS and some archivers store "é" in a file name as "e" and an accent of its own.
+    return unicodedata.normalize("NFC", name)
+
+
 def _plain(name: str) -> str:
-    return "_".join(str(name).casefold().replace("_", " ").split())
+    return "_".join(_composed(str(name)).casefold().replace("_", " ").split())

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 
 from gal_d2.data.augmentation import Frame
 from gal_d2.data.masks import FOREGROUND_ALPHA, Box, LocalMask, tighten
+from gal_d2.data.usable import foreground_threshold
 from gal_d2.errors import UserError
 
 
@@ -93,14 +94,16 @@ class Placement:
     Attributes:
         box: window of the whole cut-out; parts of it may lie outside the image.
         color: uint8 (h, w, 3), of the box's size, in the image's channel order.
-        alpha: uint8 (h, w).
+        alpha: uint8 (h, w), the share of foreground in each pixel.
         mask: the pixels with alpha of at least one half that are in the image.
+        opacity: uint8 (h, w), how opaque each pixel is, for blends that are soft; None: ``alpha``.
     """
 
     box: Box
     color: np.ndarray
     alpha: np.ndarray
     mask: LocalMask
+    opacity: np.ndarray | None = None
 
 
 def pick_number(options: PasteOptions, rng: np.random.Generator) -> int:
@@ -115,7 +118,8 @@ def crop_to_foreground(rgba: np.ndarray) -> tuple[np.ndarray, int]:
         rgba: uint8 (H, W, 4).
 
     Returns:
-        A view of ``rgba``, tight around the pixels that are at least half opaque, and their number:
+        A view of ``rgba``, tight around the pixels that belong to the object (those that are at
+        least half opaque; see :func:`gal_d2.data.usable.foreground_threshold`), and their number:
         0 if there are none.
     """
     foreground = _foreground(cv2.extractChannel(rgba, 3))
@@ -123,9 +127,11 @@ def crop_to_foreground(rgba: np.ndarray) -> tuple[np.ndarray, int]:
     return rgba[y : y + height, x : x + width], cv2.countNonZero(foreground)
 
 
-def _foreground(alpha: np.ndarray) -> np.ndarray:
-    """uint8 (H, W): 255 where alpha is at least one half, else 0."""
-    return cv2.threshold(alpha, FOREGROUND_ALPHA - 1, 255, cv2.THRESH_BINARY)[1]
+def _foreground(alpha: np.ndarray, threshold: int | None = None) -> np.ndarray:
+    """uint8 (H, W): 255 where a pixel belongs to the object, else 0."""
+    if threshold is None:
+        threshold = foreground_threshold(alpha)
+    return cv2.threshold(alpha, threshold - 1, 255, cv2.THRESH_BINARY)[1]
 
 
 def draw_size(
@@ -195,8 +201,8 @@ def draw_position(
 def resize_cutout(rgba: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Resize the foreground of a cut-out; the background does not mix into its edges.
 
-    Pixels that are at least half opaque count as opaque, the others as transparent: the labels are
-    binary masks too, and what an image holds under transparent pixels is arbitrary.
+    Pixels of the object count as opaque, the others as transparent: the labels are binary masks
+    too, and what an image holds under transparent pixels is arbitrary.
 
     Args:
         rgba: uint8 (H, W, 4), straight (not premultiplied) alpha.
@@ -209,14 +215,30 @@ def resize_cutout(rgba: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, 
     foreground = _foreground(cv2.extractChannel(rgba, 3))
     masked = cv2.bitwise_and(rgba, rgba, mask=foreground)
     cv2.insertChannel(foreground, masked, 3)
+    return _divide_by_weight(_resize(masked, size))
+
+
+def resize_opacity(rgba: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """The alpha channel of a cut-out as it is, soft, at another size: uint8 (height, width).
+
+    None where it has no pixel between transparent and opaque: then it is what
+    :func:`resize_cutout` gives.
+    """
+    alpha = cv2.extractChannel(rgba, 3)
+    if not cv2.countNonZero(cv2.inRange(alpha, 1, 254)):
+        return None
+    return _resize(alpha, size)
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     # Bilinear. Shrinking by 2 and more ends with halvings, which are exact and fast.
-    ratio = min(masked.shape[0] / height, masked.shape[1] / width)
+    ratio = min(image.shape[0] / height, image.shape[1] / width)
     halvings = max(0, int(math.log2(ratio)))
-    masked = cv2.resize(masked, (width << halvings, height << halvings))
+    image = cv2.resize(image, (width << halvings, height << halvings))
     for step in range(halvings - 1, -1, -1):
-        masked = cv2.resize(masked, (width << step, height << step), interpolation=cv2.INTER_AREA)
-    return _divide_by_weight(masked)
+        image = cv2.resize(image, (width << step, height << step), interpolation=cv2.INTER_AREA)
+    return image
 
 
 def _divide_by_weight(averaged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +248,14 @@ def _divide_by_weight(averaged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cv2.divide(color, cv2.merge((weight, weight, weight)), scale=255), weight  # 0 / 0 is 0
 
 
-def place(color: np.ndarray, alpha: np.ndarray, x0: int, y0: int, region: Box) -> Placement | None:
+def place(
+    color: np.ndarray,
+    alpha: np.ndarray,
+    x0: int,
+    y0: int,
+    region: Box,
+    opacity: np.ndarray | None = None,
+) -> Placement | None:
     """Put a cut-out of final size into the image; nothing is drawn yet.
 
     Args:
@@ -234,6 +263,7 @@ def place(color: np.ndarray, alpha: np.ndarray, x0: int, y0: int, region: Box) -
         alpha: uint8 (h, w).
         x0, y0: where its top left pixel comes to lie; may be outside the region.
         region: the part of the image to paste into; what is outside is cut off.
+        opacity: uint8 (h, w), for soft blends; None: ``alpha``.
 
     Returns:
         The placement; None if none of its half-opaque pixels is in the region.
@@ -244,7 +274,7 @@ def place(color: np.ndarray, alpha: np.ndarray, x0: int, y0: int, region: Box) -
         return None
     window = alpha[inside.shift(-x0, -y0).slices]
     mask = tighten(inside.x0, inside.y0, window >= FOREGROUND_ALPHA)
-    return None if mask is None else Placement(box, color, alpha, mask)
+    return None if mask is None else Placement(box, color, alpha, mask, opacity)
 
 
 def prepare_paste(
@@ -274,9 +304,9 @@ def prepare_paste(
     sized = draw_sized(rgba, scale, frame, options, rng, bgr=bgr)
     if sized is None:
         return None
-    color, alpha = sized
+    color, alpha, opacity = sized
     x0, y0 = draw_position(alpha.shape, frame.region, rng)
-    return place(color, alpha, x0, y0, frame.region)
+    return place(color, alpha, x0, y0, frame.region, opacity)
 
 
 def draw_sized(
@@ -287,13 +317,14 @@ def draw_sized(
     rng: np.random.Generator,
     *,
     bgr: bool = False,
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
     """Draw size and flip of a cut-out and bring it there; arguments as for :func:`prepare_paste`.
 
     Three numbers are drawn for a usable cut-out.
 
     Returns:
-        Colour, uint8 (h, w, 3), and alpha, uint8 (h, w); None if the cut-out is empty.
+        Colour, uint8 (h, w, 3), alpha, uint8 (h, w), and opacity as for :func:`place`; None if the
+        cut-out is empty.
     """
     cropped, foreground = crop_to_foreground(rgba)
     if foreground == 0:
@@ -301,11 +332,13 @@ def draw_sized(
     size = draw_size(cropped.shape[:2], foreground, scale, frame, options, rng)
     is_flipped = rng.random() < options.flip_prob
     color, alpha = resize_cutout(cropped, size)
+    opacity = resize_opacity(cropped, size) if options.blend in _SOFT_BLENDS else None
     if is_flipped:
         color, alpha = cv2.flip(color, 1), cv2.flip(alpha, 1)
+        opacity = None if opacity is None else cv2.flip(opacity, 1)
     if bgr:
         color = cv2.cvtColor(color, cv2.COLOR_RGB2BGR)
-    return color, alpha
+    return color, alpha, opacity
 
 
 def stays(original: LocalMask, visible: LocalMask | None, options: PasteOptions) -> bool:
@@ -384,9 +417,10 @@ def _inside(placement: Placement, window: Box) -> tuple[slice, slice]:
 def blend_feather(
     image: np.ndarray, placement: Placement, region: Box, options: PasteOptions
 ) -> None:
-    """Mix by alpha, smoothed with a Gaussian of ``feather_sigma`` pixels.
+    """Mix by opacity, smoothed with a Gaussian of ``feather_sigma`` pixels.
 
-    Outside the mask the object has the mean colour of its pixels nearby.
+    A soft alpha channel stays soft: what is half transparent lets the scene through. Outside the
+    mask the object has the mean colour of its pixels nearby.
     """
     margin = math.ceil(3 * options.feather_sigma)
     side = 2 * margin + 1
@@ -395,14 +429,17 @@ def blend_feather(
     window = used.grow(margin)
     border = (margin, margin, margin, margin, cv2.BORDER_CONSTANT)
     alpha = cv2.copyMakeBorder(placement.alpha[_inside(placement, used)], *border)
+    opacity = alpha
+    if placement.opacity is not None:
+        opacity = cv2.copyMakeBorder(placement.opacity[_inside(placement, used)], *border)
     color = cv2.copyMakeBorder(placement.color[_inside(placement, used)], *border)
 
-    foreground = _foreground(alpha)
+    foreground = _foreground(alpha, FOREGROUND_ALPHA)
     masked = cv2.merge((color, foreground))
     masked = cv2.bitwise_and(masked, masked, mask=foreground)
     nearby, _ = _divide_by_weight(cv2.blur(masked, (side, side)))
     cv2.copyTo(color, foreground, nearby)
-    weight = cv2.GaussianBlur(alpha, (side, side), options.feather_sigma).astype(np.float32)
+    weight = cv2.GaussianBlur(opacity, (side, side), options.feather_sigma).astype(np.float32)
     weight *= np.float32(1 / 255)
 
     target_window = window.intersect(region)
@@ -447,6 +484,8 @@ BLENDS: dict[str, Blend] = {
     "feather": blend_feather,
     "poisson": blend_poisson,
 }
+# Those that use an opacity between 0 and 1.
+_SOFT_BLENDS = frozenset({"feather", "poisson"})
 
 
 def _as_uint8(bitmap: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ from gal_d2.data.probe import ProbeImages
 from gal_d2.data.real_instances import RealInstances
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.statistics import CategoryStatistics, category_statistics
+from gal_d2.data.usable import PROBLEMS, problem_of
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ class CopyPasteMapper:
       (int64, an InstanceSource) and pool_id (int64, -1 where it is not from the pool).
     - "num_pasted": how many objects were pasted and are visible.
     - "num_corrupt": how many pastes were skipped because their cut-out could not be read.
+    - "num_drawn", "num_unusable": how many cut-outs were drawn from the pool, and how many of these
+      were skipped because there is nothing to paste (:mod:`gal_d2.data.usable`).
     - "unpasted", with ``return_unpasted``: a sample like this one, of the same augmented scene
       without the pastes.
     - "probe", with ``probe``: samples of real images of the pasted classes, whole and without
@@ -252,10 +256,11 @@ class CopyPasteMapper:
             return None
         sample, image, frame, real = scene
         unpasted = dict(sample)
-        placements, pasted, num_corrupt = self._draw_pastes(dataset_dict, frame)
+        counts = Counter(num_drawn=0, num_unusable=0, num_corrupt=0)
+        placements, pasted = self._draw_pastes(dataset_dict, frame, counts)
         if self.return_unpasted:
             unpasted |= _finish(image.copy() if placements else image, real)
-            unpasted["num_corrupt"] = 0
+            unpasted |= dict.fromkeys(counts, 0)
         if placements:
             visible_real, visible_pasted = paste_cutouts(
                 image, frame.region, real.masks, placements, self.options
@@ -263,7 +268,7 @@ class CopyPasteMapper:
             pasted = pasted.remaining(visible_pasted)
             real = real.remaining(visible_real)
         sample |= _finish(image, real, pasted)
-        sample["num_corrupt"] = num_corrupt
+        sample |= counts
         if self.return_unpasted:
             sample["unpasted"] = unpasted
         if self.probe is not None:
@@ -306,14 +311,13 @@ class CopyPasteMapper:
         return samples
 
     def _draw_pastes(
-        self, dataset_dict: dict, frame: Frame
-    ) -> tuple[list[Placement], _Objects, int]:
-        """Placements, what they show, and the number of unreadable cut-outs."""
+        self, dataset_dict: dict, frame: Frame, counts: Counter
+    ) -> tuple[list[Placement], _Objects]:
+        """Placements, and what they show; ``counts`` is added to."""
         placements: list[Placement] = []
         pasted = _Objects()
-        num_corrupt = 0
         if not self.is_pasting:
-            return placements, pasted, num_corrupt
+            return placements, pasted
 
         rng = _generator(dataset_dict)
         num = pick_number(self.options, rng)
@@ -335,11 +339,15 @@ class CopyPasteMapper:
                 pool_id = next(pool_ids, None)
                 if pool_id is None:  # an empty pool
                     continue
+                counts["num_drawn"] += 1
                 found = self._cut_out_of_pool(pool_id)
             if found is None:
-                num_corrupt += 1
+                counts["num_corrupt"] += 1
                 continue
             class_index, rgba = found
+            if not from_real and self._is_unusable(pool_id, rgba):
+                counts["num_unusable"] += 1
+                continue
             scale = (float(self.scale_mean[class_index]), float(self.scale_std[class_index]))
             placement = prepare_paste(
                 rgba, scale, frame, self.options, rng, bgr=self.image_format == "BGR"
@@ -347,7 +355,17 @@ class CopyPasteMapper:
             if placement is not None:
                 placements.append(placement)
                 pasted.add(placement.mask, class_index, InstanceSource.PASTED, pool_id)
-        return placements, pasted, num_corrupt
+        return placements, pasted
+
+    def _is_unusable(self, pool_id: int, rgba: np.ndarray) -> bool:
+        problem = problem_of(rgba)
+        if problem is not None:
+            self._warn_once(
+                problem,
+                f"Cut-out {pool_id} of {self.pool.root} is skipped, as others like it will be: "
+                f"{PROBLEMS[problem]}; tools/check_pool.py counts them.",
+            )
+        return problem is not None
 
     def _cut_out_of_pool(self, pool_id: int) -> tuple[int, np.ndarray] | None:
         """Class index and RGBA; None if the cut-out is corrupt, which the pool has logged."""

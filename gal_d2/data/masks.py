@@ -19,7 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-FOREGROUND_ALPHA = 128  # a pixel belongs to a cut-out from this alpha on: half opaque
+from gal_d2.data.usable import FOREGROUND_ALPHA as FOREGROUND_ALPHA
 
 
 class Box(NamedTuple):

@@ -129,7 +129,7 @@ class AuditionImages(Dataset):
             canvases[0].masks.append(None)
             canvases[0].keys.append((pool_id, number))
             return
-        color, alpha = sized
+        color, alpha, opacity = sized
         room = None
         for canvas in canvases:
             # An image of another size gets it at the size that it had on the first one.
@@ -144,9 +144,9 @@ class AuditionImages(Dataset):
             canvas = self._open_canvas(scene_rng)
             canvases.append(canvas)
             sized = self._sized(pool_id, canvas.frame, rng)
-            color, alpha = sized
+            color, alpha, opacity = sized
             room = draw_position(alpha.shape, canvas.frame.region, rng, inside=True)
-        placement = place(color, alpha, *room, canvas.frame.region)
+        placement = place(color, alpha, *room, canvas.frame.region, opacity)
         canvas.keys.append((pool_id, number))
         if placement is None:
             canvas.masks.append(None)
@@ -157,7 +157,7 @@ class AuditionImages(Dataset):
 
     def _sized(
         self, pool_id: int, frame: Frame, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
         try:
             rgba = self.pool.get(pool_id).rgba
         except CorruptCutOutError:  # the pool has logged it

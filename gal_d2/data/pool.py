@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from detectron2.config import CfgNode
 
 from gal_d2.data.category_identity import (
     Names,
@@ -53,6 +53,9 @@ from gal_d2.data.pool_shard import (
     shard_names,
 )
 from gal_d2.errors import UserError
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 __all__ = [
     "CorruptCutOutError",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gal_d2.data.cut_out import CorruptCutOutError
 from gal_d2.data.pool_shard import CorruptShardError, ShardReader, read_index
+from gal_d2.data.usable import UsableCount
 
 
 @dataclass
@@ -20,6 +21,7 @@ class ShardReport:
         sound_rows: (pool id, category id) of each sound row.
         names: category names that it keeps; None in a shard of an earlier release.
         corrupt_rows: for each corrupt row, its id (as the index has it) and what is wrong.
+        usable: by category id, how many of the sound rows can be pasted; empty without decoding.
     """
 
     name: str
@@ -27,6 +29,7 @@ class ShardReport:
     sound_rows: list[tuple[int, int]] = field(default_factory=list)
     corrupt_rows: dict[int, tuple[int, str]] = field(default_factory=dict)
     names: dict[int, str] | None = None
+    usable: dict[int, UsableCount] = field(default_factory=dict)
 
 
 def check_shard(path: str | os.PathLike, *, decode: bool = True) -> ShardReport:
@@ -47,7 +50,9 @@ def check_shard(path: str | os.PathLike, *, decode: bool = True) -> ShardReport:
     for row, pool_id in enumerate(pool_ids.tolist()):
         try:
             if decode:
-                category_id = reader.read(row).category_id
+                cut_out = reader.read(row)
+                category_id = cut_out.category_id
+                report.usable.setdefault(category_id, UsableCount()).add(cut_out.rgba)
             else:
                 category_id = reader.read_fields(row)["category_id"]
         except CorruptCutOutError as error:

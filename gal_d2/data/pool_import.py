@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gal_d2.data.category_names import CategoryNames, read_json
 from gal_d2.data.cut_out import CutOutSource, crop_to_alpha, encode_rgba
 from gal_d2.data.pool import InstancePool, PoolWriter
+from gal_d2.data.usable import PROBLEMS, is_sliver, problem_of
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp"})
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _PRECROPPED = "*"
+# What desktops, archivers and network drives leave between a user's folders.
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,16 @@ class ImportReport:
         added: number of cut-outs stored, by category id.
         already_stored: number of images that were in the pool before, or occur twice.
         failed: path of each image that could not be imported, and why.
+        problems: how many of these were read but cannot be pasted, by key of
+            :data:`gal_d2.data.usable.PROBLEMS`.
+        slivers: paths of images, stored now, of which most is more than half transparent.
     """
 
     added: Counter = field(default_factory=Counter)
     already_stored: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    problems: Counter = field(default_factory=Counter)
+    slivers: list[str] = field(default_factory=list)
 
 
 def list_folder(
@@ -93,7 +101,7 @@ def list_folder(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the category folders")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not is_hidden(p.name))
     if not folders:
         raise UserError(
             f"{root} has no category folders in it; put the images of each category into a folder "
@@ -111,12 +119,27 @@ def list_folder(
             )
         if category_id is not None and only is not None and category_id not in only:
             continue
-        images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = sorted(
+            p
+            for p in folder.rglob("*")
+            if p.suffix.lower() in IMAGE_SUFFIXES
+            and not any(is_hidden(part) for part in p.relative_to(root).parts)
+            and not p.is_dir()
+        )
         if category_id is None:
             result.unknown[folder.name] = (len(images), names.nearest(folder.name))
             continue
         result.files += [ImageFile(p, p.relative_to(root).as_posix(), category_id) for p in images]
     return result
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's: hidden, or made by a desktop or an archiver.
+
+    macOS puts a "._name.png" beside a "name.png" in archives and on foreign drives; it ends like an
+    image and is none.
+    """
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def list_xpaste(
@@ -169,12 +192,14 @@ def import_files(
     *,
     names: CategoryNames | None = None,
     workers: int = 4,
+    allow_opaque: bool = False,
     progress: Callable[[Iterator], Iterable] = iter,
 ) -> ImportReport:
     """Append images to the pool in ``root``; those that are in it already are skipped.
 
     An interrupted import can be run again: images that are stored are recognised by their bytes,
-    without being decoded. An image that cannot be read is named in the report and skipped.
+    without being decoded. An image that cannot be read, or not be pasted
+    (:func:`gal_d2.data.usable.problem_of`), is named in the report and skipped.
 
     Args:
         files: the images.
@@ -182,6 +207,8 @@ def import_files(
         source: what to record of each (its ``origin`` is filled in).
         names: the categories, which are recorded too.
         workers: threads that read, decode and encode.
+        allow_opaque: take images that are opaque from corner to corner, too. Those that are cropped
+            already are taken in any case, for an object may fill its box.
         progress: wraps the iterator over the images (tqdm).
 
     Raises:
@@ -193,7 +220,7 @@ def import_files(
 
     def prepare(file: ImageFile) -> tuple[ImageFile, _Prepared | str | None]:
         try:
-            return file, _prepare(file, source, stored)
+            return file, _prepare(file, source, stored, allow_opaque)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             # Pillow raises SyntaxError for a broken PNG.
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -206,7 +233,9 @@ def import_files(
     ):
         for file, result in progress(_map_in_windows(threads, prepare, files, 32 * workers)):
             if isinstance(result, str):
-                report.failed[str(file.path)] = result
+                report.failed[str(file.path)] = PROBLEMS.get(result, result)
+                if result in PROBLEMS:
+                    report.problems[result] += 1
             elif result is None:
                 report.already_stored += 1
             else:
@@ -220,6 +249,8 @@ def import_files(
                 )
                 report.added[file.category_id] += writer.added - before
                 report.already_stored += 1 - (writer.added - before)
+                if result.is_sliver and writer.added > before:
+                    report.slivers.append(str(file.path))
     report.added = +report.added
     return report
 
@@ -230,23 +261,49 @@ class _Prepared:
     height: int
     width: int
     source: CutOutSource
+    is_sliver: bool
 
 
-def _prepare(file: ImageFile, source: CutOutSource, stored: Collection[str]) -> _Prepared | None:
-    """Read one image; None if the pool has it. Raises what Pillow raises, and ValueError."""
+def _prepare(
+    file: ImageFile, source: CutOutSource, stored: Collection[str], allow_opaque: bool
+) -> _Prepared | str | None:
+    """Read one image; None if the pool has it, a key of ``PROBLEMS`` if it cannot be used.
+
+    Raises what Pillow raises, and ValueError.
+    """
     content = file.path.read_bytes()
     fingerprint = _fingerprint(file, source, content)
     if fingerprint in stored:
         return None
     # Pillow and not OpenCV, which takes a truncated image for a whole one.
     with Image.open(io.BytesIO(content)) as image:
-        if image.mode not in ALPHA_MODES and "transparency" not in image.info:
-            raise ValueError(f"no alpha channel (its mode is {image.mode})")
-        rgba = np.asarray(image.convert("RGBA"))
+        if not has_alpha(image):
+            raise ValueError(
+                f"no alpha channel (its mode is {image.mode}): cut the object out first, e.g. with "
+                "rembg, and save it as PNG"
+            )
+        rgba = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    problem = problem_of(rgba, is_picture=file.crop, allow_opaque=allow_opaque)
+    if problem is not None:
+        return problem
     if file.crop:
         rgba = crop_to_alpha(rgba)
     origin = f"{file.label}#{fingerprint}"
-    return _Prepared(encode_rgba(rgba), *rgba.shape[:2], replace(source, origin=origin))
+    return _Prepared(
+        encode_rgba(rgba), *rgba.shape[:2], replace(source, origin=origin), is_sliver(rgba)
+    )
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether an opened image says of its pixels how opaque they are.
+
+    By an alpha channel, by one colour that is transparent (PNG's tRNS, GIF), or by a palette with
+    alpha values.
+    """
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        return True
+    palette = getattr(image, "palette", None)
+    return image.mode == "P" and palette is not None and palette.mode in ("RGBA", "RGBAX", "LA")
 
 
 def _fingerprint(file: ImageFile, source: CutOutSource, content: bytes) -> str:

@@ -45,15 +45,16 @@ class RealInstances:
         for record in dataset_dicts:
             self._images.append((record["file_name"], record.get("height"), record.get("width")))
             for annotation in record.get("annotations", ()):
-                if _is_usable(annotation, min_size):
+                if can_be_cut_out(annotation, min_size):
                     images.append(len(self._images) - 1)
                     classes.append(annotation["category_id"])
                     segmentations.append(_pack(annotation["segmentation"]))
         if not classes:
             raise UserError(
-                "The training set has no object to cut out (GAL.COPY_PASTE.REAL_FRACTION is above "
-                f"0): none has a segmentation and a box of at least {min_size} x {min_size} px; "
-                "set the key to 0, or GAL.COPY_PASTE.MIN_SIZE lower."
+                "The training set has no object to cut out, as GAL.COPY_PASTE.REAL_FRACTION above "
+                "0 and the filter clip_image need: none has a segmentation and a box of at least "
+                f"{min_size} x {min_size} px, crowds aside; set the former to 0 and leave the "
+                "latter out of GAL.GENERATOR.FILTER.NAMES, or annotate masks."
             )
         self._image_of = np.array(images, dtype=np.int32)
         self._class_of = np.array(classes, dtype=np.int32)
@@ -110,7 +111,11 @@ class RealInstances:
         return RealCutOut(int(self._class_of[index]), rgba)
 
 
-def _is_usable(annotation: dict, min_size: float) -> bool:
+def can_be_cut_out(annotation: dict, min_size: float) -> bool:
+    """Whether an annotation is an object with a mask, and a box of ``min_size`` px or more.
+
+    Crowds are not: they are many objects, and parts of them.
+    """
     if annotation.get("iscrowd", 0) or not annotation.get("segmentation"):
         return False
     x0, y0, x1, y1 = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)

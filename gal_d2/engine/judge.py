@@ -213,8 +213,11 @@ class InstanceJudge(Judge):
         self.policy = build_acceptance_policy(cfg)
         self.posterior = Posterior.from_config(cfg)
         self.min_age = cfg.GAL.ACCEPT.WARM_UP.MIN_AGE
+        # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
+        self._armed = False
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
         return super().start_step(step, batch)
 
@@ -226,8 +229,12 @@ class InstanceJudge(Judge):
     ) -> list[Tensor]:
         """Per image, (N,) bool: True for the targets that must not train the heads.
 
-        Objects that are not from the pool are never rejected: their labels are real.
+        Objects that are not from the pool are never rejected: their labels are real. A call that
+        :meth:`start_step` did not announce rejects nothing and teaches nothing.
         """
+        if not self._armed:
+            return [torch.zeros_like(target.gt_classes, dtype=torch.bool) for target in targets]
+        self._armed = False
         start = time.perf_counter()
         features = {name: feature.detach() for name, feature in features.items()}
         generator = step_generator(self.seed, self.step, comm.get_rank())

@@ -1,4 +1,8 @@
-"""Starts the processes of a run: GPUs (NCCL), CPU processes (gloo), or inside ``torchrun``."""
+"""Starts the processes of a run: GPUs (NCCL), CPU processes (gloo), or inside ``torchrun``.
+
+Every tool imports this module, so torch and detectron2 are imported where they are needed: --help
+and a mistyped option need neither.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from detectron2.utils import comm
-
+from gal_d2.engine.arguments import check_arguments
 from gal_d2.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
@@ -42,6 +42,8 @@ def launch(
 
     Under ``torchrun`` the counts come from its environment and no process is started here.
     """
+    import torch
+
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_group(
             "env://",
@@ -58,7 +60,6 @@ def launch(
                 f"--num-gpus is {num_gpus}, but torch sees {torch.cuda.device_count()} here: lower "
                 "it, or set it to 0 with MODEL.DEVICE cpu."
             )
-        # Here, because tools that only call `run_tool` need not pay for the import.
         from detectron2.engine import launch as detectron2_launch
 
         detectron2_launch(
@@ -74,6 +75,8 @@ def launch(
             dist_url = f"tcp://127.0.0.1:{_free_port()}"
         world_size = num_cpu_processes * num_machines
         worker_args = (main, args, dist_url, world_size, num_cpu_processes, machine_rank)
+        import torch.multiprocessing as mp
+
         try:
             mp.spawn(_cpu_worker, worker_args, nprocs=num_cpu_processes)
         except mp.ProcessExitedException as error:  # a process has already said why
@@ -87,7 +90,9 @@ def run_tool(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return main(*args, **kwargs)
     except UserError as error:
-        if comm.is_main_process():
+        # Where nobody imported it, there is one process.
+        comm = sys.modules.get("detectron2.utils.comm")
+        if comm is None or comm.is_main_process():
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -101,6 +106,7 @@ def run_distributed_tool(
         main: called with ``args`` in each process.
         args: of :func:`gal_d2.engine.setup.argument_parser`.
     """
+    run_tool(check_arguments, args)
     run_tool(
         launch,
         main,
@@ -125,12 +131,18 @@ def _cpu_worker(
     rank = machine_rank * local_size + local_rank
     _join_group(dist_url, world_size, rank, local_rank, local_size, use_gpu=False)
     run_tool(main, *args)
+    import torch.distributed as dist
+
     dist.destroy_process_group()
 
 
 def _join_group(
     url: str, world_size: int, rank: int, local_rank: int, local_size: int, *, use_gpu: bool
 ) -> None:
+    import torch
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
     if use_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group(

@@ -40,6 +40,8 @@ from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import load_metadata, require_dataset
 from gal_d2.data.placements import sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
+from gal_d2.data.pool_preflight import require_usable_pool
+from gal_d2.engine.arguments import SPLITS, add_scoring_arguments
 from gal_d2.engine.auditions import Auditioner
 from gal_d2.engine.judge import GROUPS, build_scorer
 from gal_d2.errors import UserError
@@ -48,7 +50,8 @@ from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"train": "TRAIN", "val": "TEST"}
+__all__ = ["OfflineOptions", "add_scoring_arguments", "open_pool", "score_pool"]
+
 DIRECTIONS_FILE = "directions.pth"
 POLICY = "offline"  # in the ledger's column "policy"
 
@@ -115,48 +118,6 @@ class OfflineOptions:
         )
 
 
-def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :meth:`OfflineOptions.from_arguments`."""
-    default = OfflineOptions()
-    parser.add_argument(
-        "--category",
-        action="append",
-        metavar="NAME",
-        help="name, synonym or id; can be given several times (default: all)",
-    )
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        default=default.split,
-        help="where the real objects of the class directions come from (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--per-category",
-        type=int,
-        default=default.per_category,
-        help="real objects of each category to learn from, 0: all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--candidates",
-        type=int,
-        default=default.candidates,
-        help="cut-outs of each category that tell what it is confused with (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--placements",
-        type=int,
-        default=default.placements,
-        help="real images that each cut-out is pasted on (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=default.batch_size,
-        help="images per process and step (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=default.seed, help="of the placements")
-
-
 def open_pool(
     cfg: CfgNode, categories: Sequence[int] | None = None
 ) -> tuple[InstancePool, list[int]]:
@@ -192,16 +153,18 @@ def open_pool(
             name,
             _some(foreign),
         )
+    names = CategoryNames.from_file(load_metadata(name).json_file).names
     if categories is None:
+        require_usable_pool(pool, common, names)
         return pool, common
     missing = [i for i in categories if i not in in_pool]
     if missing:
-        names = CategoryNames.from_file(load_metadata(name).json_file).names
         raise UserError(
             f"the instance pool {pool.root} has no cut-outs of "
             f"{', '.join(names.get(i, str(i)) for i in missing)}; it has some of "
             f"{_some([names[i] for i in common])}."
         )
+    require_usable_pool(pool, categories, names)
     return pool, sorted(categories)
 
 
@@ -395,6 +358,7 @@ class _OfflinePass:
             rank=rank,
             num_processes=world,
         )
+        vanished = 0
         start = flushed = time.monotonic()
         bar = tqdm(
             total=len(left), unit=" placements", disable=None if comm.is_main_process() else True
@@ -403,6 +367,10 @@ class _OfflinePass:
             loader = self._loader(self.auditioner.images(mine), 1)
             for step, samples in enumerate(loader, first_step):
                 contribution = self.auditioner.score(samples)
+                vanished += sum(
+                    int((~sample["instances"].gt_masks.tensor.flatten(1).any(1)).sum())
+                    for sample in samples
+                )
                 accept = torch.ones(len(contribution), dtype=torch.bool)
                 writer.append(
                     step,
@@ -416,6 +384,14 @@ class _OfflinePass:
                 if time.monotonic() - flushed >= self.options.flush_seconds:
                     writer.flush()
                     flushed = time.monotonic()
+        vanished = sum(comm.all_gather(vanished))
+        if vanished:
+            logger.warning(
+                "%d of %d placements have no score, for nothing of their cut-outs can be pasted; "
+                "tools/check_pool.py says why.",
+                vanished,
+                len(left),
+            )
         comm.synchronize()
         seconds = max(time.monotonic() - start, 1e-9)
         if len(left):

@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from gal_d2.config import add_gal_config
 from gal_d2.data.datasets import load_metadata, register_instances, require_dataset
+from gal_d2.engine.arguments import argument_parser
+from gal_d2.engine.config_check import check_config
+from gal_d2.engine.configuration import load_config
+from gal_d2.engine.console import quiet_console
 from gal_d2.engine.output_folder import claim
+from gal_d2.engine.own_data import derive
 from gal_d2.errors import UserError
 
+logger = logging.getLogger(__name__)
 
-def argument_parser(epilog: str | None = None, *, trains: bool = False) -> argparse.ArgumentParser:
-    """detectron2's standard arguments, and ``--num-cpu-processes``.
-
-    Args:
-        epilog: shown below them.
-        trains: the tool trains; it also has ``--overwrite``, and :func:`setup` sees to it that no
-            earlier training's results are destroyed.
-    """
-    parser = default_argument_parser(epilog)
-    parser.add_argument(
-        "--num-cpu-processes",
-        type=int,
-        default=1,
-        help="processes per machine where --num-gpus is 0 (gloo)",
-    )
-    if trains:
-        parser.add_argument(
-            "--overwrite",
-            action="store_true",
-            help="start anew in a used OUTPUT_DIR; what is there is moved to a folder in it",
-        )
-    return parser
+__all__ = ["argument_parser", "load_config", "resolve_datasets", "setup"]
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -56,42 +41,22 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg, split="TEST" if args.eval_only else "TRAIN")
     resolve_device(cfg)
+    derived = derive(cfg, comm.get_world_size(), resume=args.resume)
+    check_config(cfg)
     resolve_pool(cfg)
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
     if hasattr(args, "overwrite") and not args.eval_only:
         claim(cfg, resume=args.resume, overwrite=args.overwrite)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="gal_d2")
+    rank = comm.get_rank()
+    # With the arguments that detectron2 uses, so that it adds no second handler.
+    for name in ({"name": "gal_d2"}, {"name": "fvcore"}, {}):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, **name)
+    quiet_console()
     default_setup(cfg, args)
-    return cfg
-
-
-def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """Read a YAML config and the command line's ``KEY VALUE`` pairs on top of the defaults.
-
-    Raises:
-        UserError: the file is not there, or a key is unknown.
-    """
-    cfg = get_cfg()
-    add_gal_config(cfg)
-    if config_file:
-        if not Path(config_file).is_file():
-            raise UserError(
-                f"the config file '{config_file}' does not exist: the folder configs/ has what "
-                "comes with GAL-D2."
-            )
-        try:
-            cfg.merge_from_file(config_file)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{config_file}: {_reason(error)}") from error
-    try:
-        cfg.merge_from_list(opts or [])
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(
-            f"command line option: {_reason(error)} (options are pairs KEY VALUE, as in "
-            "SOLVER.BASE_LR 0.01; gal_d2/config.py lists this project's keys)"
-        ) from error
+    if derived:
+        logger.info("Derived from the data and the machine: %s", ", ".join(derived))
     return cfg
 
 
@@ -156,7 +121,3 @@ def resolve_pool(cfg: CfgNode) -> None:
     """Put the pool that is filled while training into ``OUTPUT_DIR``, unless a place is named."""
     if cfg.GAL.GENERATOR.ENABLED and not cfg.GAL.POOL.ROOT:
         cfg.GAL.POOL.ROOT = str(Path(cfg.OUTPUT_DIR) / "pool")
-
-
-def _reason(error: Exception) -> str:
-    return str(error.args[0]) if error.args else str(error)

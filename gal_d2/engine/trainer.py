@@ -30,12 +30,14 @@ from gal_d2.data.augmentation import build_probe_augmentations
 from gal_d2.data.category_identity import dataset_names, names_state
 from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
 from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.datasets import DatasetNotFoundError, require_dataset
+from gal_d2.data.datasets import DatasetNotFoundError, load_metadata, require_dataset
 from gal_d2.data.evaluation_mapper import EvaluationMapper
-from gal_d2.data.pool import open_configured_pool
+from gal_d2.data.pool import InstancePool, open_configured_pool
 from gal_d2.data.pool_growth import pool_state
+from gal_d2.data.pool_preflight import require_usable_pool, warn_of_classes_without_objects
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
+from gal_d2.data.statistics import category_statistics
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
@@ -44,9 +46,12 @@ from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
+from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.precision import autocast_dtype
+from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source
+from gal_d2.engine.summary import end_summary, start_summary
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -82,6 +87,7 @@ class GALTrainer(DefaultTrainer):
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
         )
+        check_pool(cfg, self._trainer.data_loader.mapper.pool)
         if isinstance(self.judge, BatchJudge):
             self.judge.loss_scale = self._trainer.grad_scaler.get_scale
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -152,6 +158,9 @@ class GALTrainer(DefaultTrainer):
                     dataset_name=cfg.DATASETS.TRAIN[0],
                 )
             )
+        pool = self._trainer.data_loader.mapper.pool
+        if pool is not None:
+            built.append(PasteWatch(str(pool.root)))
         if cfg.GAL.GENERATOR.ENABLED:
             built.append(
                 InterleaveHook(
@@ -179,6 +188,7 @@ class GALTrainer(DefaultTrainer):
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            built.append(ProgressHook())
         return built
 
     def build_audition_hook(self) -> AuditionHook:
@@ -240,7 +250,21 @@ class GALTrainer(DefaultTrainer):
         """
         if self.interleaver:
             self.interleaver.start()
-        return super().train()
+        loader = self._trainer.data_loader
+        if comm.is_main_process():
+            logger.info(
+                "Training:\n%s",
+                start_summary(
+                    self.cfg,
+                    num_images=len(loader.dataset),
+                    pool=loader.mapper.pool,
+                    start_iter=self.start_iter,
+                ),
+            )
+        results = super().train()
+        if comm.is_main_process():
+            logger.info("%s", end_summary(self.cfg.OUTPUT_DIR))
+        return results
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""
@@ -434,6 +458,26 @@ def load_training_dicts(cfg: CfgNode) -> list[dict]:
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         dicts = filter_images_with_only_crowd_annotations(dicts)
     return dicts
+
+
+def check_pool(cfg: CfgNode, pool: InstancePool | None) -> None:
+    """Look at some cut-outs of the pool that is pasted from, and say what is odd about them.
+
+    Raises:
+        UserError: it has cut-outs, and none of them can be pasted.
+    """
+    if pool is None or not len(pool):
+        return
+    metadata = load_metadata(cfg.DATASETS.TRAIN[0])
+    class_of = metadata.thing_dataset_id_to_contiguous_id
+    names = {category_id: metadata.thing_classes[k] for category_id, k in class_of.items()}
+    require_usable_pool(pool, [i for i in pool.category_ids.tolist() if i in class_of], names)
+    warn_of_classes_without_objects(
+        pool,
+        class_of,
+        metadata.thing_classes,
+        sum(category_statistics(name).instance_count for name in cfg.DATASETS.TRAIN),
+    )
 
 
 class StepSeed(HookBase):

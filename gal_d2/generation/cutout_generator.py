@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.cut_out import CorruptCutOutError, CutOutSource
 from gal_d2.data.pool import InstancePool
-from gal_d2.data.pool_import import ALPHA_MODES, ImageFile, list_folder
+from gal_d2.data.pool_import import ImageFile, has_alpha, list_folder
 from gal_d2.data.pool_shard import shard_names
+from gal_d2.data.usable import OPAQUE, problem_of
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, GeneratedImage, GenerationRequest
 
@@ -99,11 +100,15 @@ class FolderCandidates:
         source = CutOutSource("folder", origin=file.label)
         try:
             with Image.open(file.path) as image:
-                transparent = image.mode in ALPHA_MODES or "transparency" in image.info
-                pixels = np.asarray(image.convert("RGBA" if transparent else "RGB"))
+                transparent = has_alpha(image)
+                pixels = np.asarray(
+                    ImageOps.exif_transpose(image).convert("RGBA" if transparent else "RGB")
+                )
         # Pillow raises SyntaxError for a broken PNG.
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return GeneratedImage(request, None, source, reason=UNREADABLE)
+        # An alpha channel that hides nothing: the object is yet to be cut out.
+        transparent = transparent and problem_of(pixels, is_picture=True) != OPAQUE
         return GeneratedImage(
             request,
             np.ascontiguousarray(pixels[..., :3]),

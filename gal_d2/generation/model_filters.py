@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from gal_d2.data.image_file import UnreadableImageError
-from gal_d2.data.real_instances import RealInstances
+from gal_d2.data.real_instances import RealInstances, can_be_cut_out
 from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutting import on_white
@@ -24,14 +24,20 @@ from gal_d2.generation.prompts import PHOTO_TEMPLATE
 
 logger = logging.getLogger(__name__)
 
+# How far the class-relative minimum may lie below the minimum, as a share of it.
+_BELOW_MINIMUM = 0.25
+# Real objects that are smaller, in pixels, show nothing.
+_MIN_REAL_SIZE = 10
+
 
 class ClipTextFilter:
     """The cut-out fits "a photo of a single {name}".
 
     A name that CLIP does not know gives low cosines to good pictures too. So where the best of a
-    group falls short of the minimum, those that come close to the best pass all the same. A small
-    group, as in training, says nothing of the name: its best may be the only one, and would always
-    pass.
+    group falls short of the minimum, those that come close to the best pass all the same, down to a
+    floor of three quarters of the minimum: below it nothing speaks for the name, and all are
+    equally bad. A small group, as in training, says nothing of the name: its best may be the only
+    one, and would always pass.
 
     Args:
         similarity: CLIP.
@@ -73,10 +79,13 @@ def class_relative_minimum(cosines: np.ndarray, minimum: float, tolerance: float
     Example:
         >>> class_relative_minimum(np.array([0.1, 0.3]), 0.21, 0.01)
         0.21
-        >>> class_relative_minimum(np.array([0.1, 0.15]), 0.21, 0.01)
-        0.14
+        >>> class_relative_minimum(np.array([0.1, 0.19]), 0.21, 0.01)
+        0.18
+        >>> class_relative_minimum(np.array([0.05, 0.06]), 0.2, 0.01)
+        0.15
     """
-    return min(minimum, round(float(np.max(cosines)) - tolerance, 9))
+    floor = minimum - _BELOW_MINIMUM * abs(minimum)
+    return min(minimum, max(floor, round(float(np.max(cosines)) - tolerance, 9)))
 
 
 class RealReference(Protocol):
@@ -104,7 +113,7 @@ class RealCrops:
     def __init__(
         self, dataset_dicts: Iterable[dict], category_ids: Sequence[int], *, count: int = 10
     ) -> None:
-        self._instances = RealInstances(_largest(dataset_dicts, count))
+        self._instances = RealInstances(_largest(dataset_dicts, count), min_size=_MIN_REAL_SIZE)
         self._class_of = {category_id: k for k, category_id in enumerate(category_ids)}
 
     def pictures(self, category_id: int) -> list[np.ndarray]:
@@ -122,11 +131,13 @@ class RealCrops:
 
 
 def _largest(dataset_dicts: Iterable[dict], count: int) -> list[dict]:
-    """Records with the ``count`` annotations of each class that have the largest boxes."""
+    """Records with the ``count`` objects of each class that have the largest boxes; no crowds."""
     heaps: dict[int, list[tuple[float, int, dict, dict]]] = {}
     number = 0
     for record in dataset_dicts:
         for annotation in record.get("annotations", ()):
+            if not can_be_cut_out(annotation, _MIN_REAL_SIZE):
+                continue  # it would take the place of one that can be shown
             x0, y0, x1, y1 = BoxMode.convert(
                 annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS
             )

@@ -18,6 +18,7 @@ import numpy as np
 from gal_d2.data.cut_out import CutOutSource, encode_rgba
 from gal_d2.data.masks import FOREGROUND_ALPHA
 from gal_d2.data.pool import InstancePool, PoolWriter
+from gal_d2.data.usable import BLANK, is_one_color, problem_of
 from gal_d2.generation.cutting import clean_mask, cut_out, on_white
 from gal_d2.generation.filters import Candidate, InstanceFilter
 from gal_d2.generation.generator import (
@@ -104,23 +105,27 @@ class InstanceCutter:
         self.filters = list(filters)
         self.threshold = threshold
         self._similarity = similarity
+        self._warned_of_blank = False
 
     def check(self, images: Sequence[GeneratedImage]) -> list[CheckedImage]:
         """What is left of each image, in order.
 
-        Images of one category in a call are a group for the filters.
+        Images of one category in a call are a group for the filters. What cannot be pasted
+        (:mod:`gal_d2.data.usable`) is dropped with its problem as the reason.
         """
+        reasons = self._without_contrast(images)
         results: list[CheckedImage | None] = [
-            CheckedImage(image.request, image.source, reason=image.reason) if image.reason else None
-            for image in images
+            CheckedImage(image.request, image.source, reason=reason) if reason else None
+            for image, reason in zip(images, reasons, strict=True)
         ]
-        candidates = self._cut([image for image in images if not image.reason])
-        drawn = [k for k, image in enumerate(images) if not image.reason]
+        drawn = [k for k, reason in enumerate(reasons) if not reason]
+        candidates = self._cut([images[k] for k in drawn])
         alive: dict[int, Candidate] = {}
         for k, candidate in zip(drawn, candidates, strict=True):
-            if candidate is None:
+            problem = NO_OBJECT if candidate is None else problem_of(candidate.rgba)
+            if problem is not None:
                 image = images[k]
-                results[k] = CheckedImage(image.request, image.source, reason=NO_OBJECT)
+                results[k] = CheckedImage(image.request, image.source, reason=problem)
             else:
                 alive[k] = candidate
         by_category = sorted(alive, key=lambda k: images[k].request.category_id)
@@ -130,6 +135,28 @@ class InstanceCutter:
             for k, reason in zip(group, dropped, strict=True):
                 results[k] = _finish(alive[k], reason)
         return results
+
+    def _without_contrast(self, images: Sequence[GeneratedImage]) -> list[str]:
+        """The reason of each image's drop so far: its own, ``blank``, or "".
+
+        Cut-outs that come finished are no whole pictures: they may be of one colour.
+        """
+        drawn = [image for image in images if not image.reason and not image.finished]
+        reasons = [
+            image.reason or (BLANK if not image.finished and is_one_color(image.rgb) else "")
+            for image in images
+        ]
+        blank = reasons.count(BLANK)
+        if blank and blank == len(drawn) and not self._warned_of_blank:
+            self._warned_of_blank = True
+            logger.warning(
+                "All %d images that were drawn together are of one colour, and dropped as '%s': a "
+                "model that overflows in half precision draws so; set GAL.GENERATOR.DTYPE to "
+                "bfloat16 or float32 (and see that the model is whole).",
+                blank,
+                BLANK,
+            )
+        return reasons
 
     def _cut(self, images: Sequence[GeneratedImage]) -> list[Candidate | None]:
         opaque = [image for image in images if image.alpha is None]

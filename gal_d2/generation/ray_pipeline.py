@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # A unit whose actors die so often is given up, and the run with it.
 _MAX_TRIES = 4
+# An actor that no machine has room for after so many seconds would be waited for without end.
+_PLACED_WITHIN = 300.0
 # Units at each actor: one in work, one waiting, so that it need not idle.
 _AT_ACTOR = 2
 
@@ -40,6 +42,10 @@ class GeneratorWorker:
     def __init__(self, make: Callable[[], InstanceGenerator]) -> None:
         self._make = make
         self._generator: InstanceGenerator | None = None
+
+    def is_there(self) -> bool:
+        """Says that the actor runs."""
+        return True
 
     def draw(self, requests: Sequence[GenerationRequest]) -> tuple[list[GeneratedImage], int]:
         """Images of requests, and this process's id.
@@ -64,6 +70,10 @@ class CutterWorker:
         self._make = make
         self._cutter: InstanceCutter | None = None
         self._draws_alpha = True
+
+    def is_there(self) -> bool:
+        """Says that the actor runs."""
+        return True
 
     def check(self, images: Sequence[GeneratedImage]) -> list[CheckedImage]:
         """See :meth:`gal_d2.generation.pipeline.InstanceCutter.check`."""
@@ -97,7 +107,8 @@ class RayRunner:
             GPUs each actor gets a CPU.
 
     Raises:
-        UserError: Ray is missing, or there is no cluster at the address.
+        UserError: Ray is missing, there is no cluster at the address, or it has no room for so many
+            actors.
     """
 
     def __init__(
@@ -139,19 +150,49 @@ class RayRunner:
                     "one with `ray start --head`, or leave the address out"
                 ) from error
             self._started_ray = True
+        try:
+            self._start_actors()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start_actors(self) -> None:
+        ray = self._ray
         gpus = int(ray.cluster_resources().get("GPU", 0))
         generators = self._num_generators or gpus or 2
         cutters = self._num_cutters or generators
         share = self._gpus_per_cutter if gpus else 0
+        if gpus and not 0 < share < 1:
+            raise UserError(
+                f"GAL.GENERATOR.RAY.GPUS_PER_CUTTER is {share}: set it above 0 and below 1, the "
+                "share of a GPU that segmenting gets beside generating."
+            )
         drawing = (
             {"num_gpus": 1 - share} if gpus else {"num_cpus": _cpu_share(ray, generators + cutters)}
         )
         cutting = {"num_gpus": share, "num_cpus": 1} if gpus else drawing
+        require_room(
+            [node["Resources"] for node in ray.nodes() if node["Alive"]],
+            {"generators": (generators, drawing), "cutters": (cutters, cutting)},
+        )
         generator_class = ray.remote(max_restarts=-1, **drawing)(GeneratorWorker)
         cutter_class = ray.remote(max_restarts=-1, **cutting)(CutterWorker)
         self._generators = [generator_class.remote(self._make_generator) for _ in range(generators)]
         self._cutters = [cutter_class.remote(self._make_cutter) for _ in range(cutters)]
-        return self
+        self._wait_for_actors()
+
+    def _wait_for_actors(self) -> None:
+        """Other jobs may have what the cluster has in all."""
+        actors = [*self._generators, *self._cutters]
+        signals = [actor.is_there.remote() for actor in actors]
+        there, waiting = self._ray.wait(signals, num_returns=len(signals), timeout=_PLACED_WITHIN)
+        if waiting:
+            raise UserError(
+                f"Ray has placed {len(there)} of {len(actors)} actors in {_PLACED_WITHIN:.0f} s: "
+                "the cluster is busy or too small, so wait for it, or lower "
+                "GAL.GENERATOR.RAY.GENERATORS and GAL.GENERATOR.RAY.CUTTERS."
+            )
 
     def __exit__(self, *error: object) -> None:
         for actor in (*self._generators, *self._cutters):
@@ -242,6 +283,51 @@ class RayRunner:
                 "most often memory is short, so lower GAL.GENERATOR.BATCH_SIZE"
             ) from reason
         return None
+
+
+def require_room(
+    nodes: Sequence[Mapping[str, float]], actors: Mapping[str, tuple[int, Mapping[str, float]]]
+) -> None:
+    """Place actors on machines, each on the first that has room, as far as there are any.
+
+    Args:
+        nodes: what each machine has, by Ray's names ("CPU", "GPU").
+        actors: how many there are of a kind, and what each takes ("num_cpus", "num_gpus").
+
+    Raises:
+        UserError: some find no room. Ray itself would wait for a machine that never comes.
+    """
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    # Shares of a GPU are of one and the same.
+    gpus = [[1.0] * int(node.get("GPU", 0)) for node in nodes]
+    placed = 0
+    for count, needs in sorted(actors.values(), key=lambda kind: -max(kind[1].values())):
+        placed += sum(_place(needs, cpus, gpus) for _ in range(count))
+    asked = sum(count for count, _ in actors.values())
+    if placed < asked:
+        have = ", ".join(
+            f"{sum(n.get(name, 0) for n in nodes):g} {name}s" for name in ("CPU", "GPU")
+        )
+        raise UserError(
+            f"the Ray cluster ({len(nodes)} machines, {have}) has room for {placed} of the "
+            f"{asked} actors that GAL.GENERATOR.RAY asks for ("
+            + ", ".join(f"{count} {name}" for name, (count, _) in actors.items())
+            + "): lower GENERATORS and CUTTERS, or add machines."
+        )
+
+
+def _place(needs: Mapping[str, float], cpus: list[float], gpus: list[list[float]]) -> bool:
+    """Take what an actor needs off the first machine that has it."""
+    cpu, gpu = needs.get("num_cpus", 0.0), needs.get("num_gpus", 0.0)
+    for number, (free, cards) in enumerate(zip(cpus, gpus, strict=True)):
+        card = next((k for k, left in enumerate(cards) if left >= gpu - 1e-6), None)
+        if free < cpu - 1e-6 or (gpu > 0 and card is None):
+            continue
+        cpus[number] -= cpu
+        if gpu > 0:
+            cards[card] -= gpu
+        return True
+    return False
 
 
 def _least_busy(count: int, tasks: Sequence[_Task]) -> int:

@@ -94,7 +94,7 @@ class ContributionScorer:
         momentum, shrinkage, num_partners, partner_every, by_layer: of the
             :class:`~gal_d2.scoring.gradient_cache.GradientCache`.
         contrast_heads: heads with a contrast. None: the box head, because it is the one that knows
-            classes and its rows are cheap; the only head, if there is no box head.
+            classes and its rows are cheap; none, if there is no box head.
         max_real_per_class: real instances of a class that a process learns from in a step.
         max_counterfactuals: relabelled real instances in a step and process.
         reference_size: recent real instances kept per class, to compare with.
@@ -138,7 +138,10 @@ class ContributionScorer:
             )
         self.max_real_per_class, self.max_counterfactuals = max_real_per_class, max_counterfactuals
         if contrast_heads is None:
-            contrast_heads = ("box",) if "box" in self.heads else self.heads
+            contrast_heads = ("box",) if "box" in self.heads else ()
+        unknown = [head for head in contrast_heads if head not in self.heads]
+        if unknown:
+            raise ValueError(f"contrast_heads has {unknown}, heads are {self.heads}")
         if class_groups is None:
             class_groups = torch.zeros(self.num_classes, dtype=torch.int64)
         layouts = self.gradients.layouts
@@ -152,7 +155,7 @@ class ContributionScorer:
             momentum=momentum,
             shrinkage=shrinkage,
             num_partners=num_partners,
-            contrast_heads=self._known("CONTRAST_HEADS", contrast_heads),
+            contrast_heads=contrast_heads,
             partner_every=partner_every,
             by_layer=by_layer,
             signature=self.gradients.signature(),

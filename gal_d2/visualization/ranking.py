@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +96,11 @@ def save_best_and_worst(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = max(len(best), len(worst), 1)
-    figure = Figure(figsize=(max(0.9 * columns + 0.5, 4.0), 2.75), layout="constrained")
+    width = max(0.9 * columns + 0.5, 4.0)
+    # As wide as the picture, whatever its number of columns: a longer line would be cut off.
+    title, value_name = _wrapped(title, width, size=10), _wrapped(value_name, width, size=8)
+    more_lines = title.count("\n") + value_name.count("\n")
+    figure = Figure(figsize=(width, 2.75 + 0.17 * more_lines), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.02)
     grid = figure.subplots(2, columns, squeeze=False)
     for axes, row, name, color in (
@@ -122,6 +127,33 @@ def save_best_and_worst(
     figure.supxlabel(value_name, fontsize=8)
     figure.savefig(path, dpi=dpi)
     return path
+
+
+def best_and_worst(
+    ranked: Sequence[RankedCutOut], top: int
+) -> tuple[Sequence[RankedCutOut], Sequence[RankedCutOut]]:
+    """The two rows of a picture: the best, from the best on, and the worst, from the worst on.
+
+    Of few, the better half are the best and the rest the worst: none is shown twice.
+
+    Args:
+        ranked: from the best on.
+        top: most of a row.
+
+    Example:
+        >>> best_and_worst("abcde", 8)
+        ('abc', 'ed')
+        >>> best_and_worst("abcde", 1)
+        ('a', 'e')
+    """
+    best = ranked[: min(top, (len(ranked) + 1) // 2)]
+    rest = ranked[len(best) :]
+    return best, rest[::-1][:top]
+
+
+def _wrapped(text: str, inches: float, size: float) -> str:
+    """Text of a font size in lines that fit a width; a letter is 0.6 of the size, or less."""
+    return textwrap.fill(text, max(20, int(inches * 72 / (0.6 * size))))
 
 
 def save_gallery(

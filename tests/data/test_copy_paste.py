@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 
 import numpy as np
 import pytest
@@ -465,3 +466,60 @@ class TestPoisson:
     @pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
     def test_small_objects(self, side: int) -> None:
         assert self.paste(20, 20, "poisson", side).shape == (48, 48, 3)
+
+
+def glass() -> np.ndarray:
+    """(20, 16, 4): the upper edge is opaque, the rest lets two thirds of the scene through."""
+    rgba = np.zeros((20, 16, 4), np.uint8)
+    rgba[4:, 2:14] = (0, 200, 0, 85)
+    rgba[4:6, 2:14, 3] = 255
+    return rgba
+
+
+def test_an_object_of_which_a_sliver_is_opaque_is_all_that_is_visible() -> None:
+    cropped, foreground = crop_to_foreground(glass())
+    assert (cropped.shape[:2], foreground) == ((16, 12), 16 * 12)
+    _, alpha = resize_cutout(cropped, (8, 6))
+    assert (alpha == 255).all()
+
+
+def test_a_soft_edge_is_not_part_of_the_object() -> None:
+    """Half of what is visible is half opaque: that is the object."""
+    rgba = np.full((4, 4, 4), 200, np.uint8)
+    rgba[2:, :, 3] = 127
+    cropped, foreground = crop_to_foreground(rgba)
+    assert (cropped.shape[:2], foreground) == ((2, 4), 8)
+
+
+@pytest.mark.parametrize(
+    ("blend", "share"),
+    [("basic", 1.0), ("feather", 85 / 255)],
+)
+def test_soft_alpha_stays_soft_where_the_blend_can_use_it(blend: str, share: float) -> None:
+    options = PasteOptions(
+        blend=blend, min_size=1, aspect_jitter=0.0, flip_prob=0.0, max_relative_size=1.0
+    )
+    frame = Frame(Box(0, 0, 60, 60), 3600)
+    scale = (math.sqrt(16 * 12) / 60, 0.0)  # its own size
+    rng = np.random.default_rng(0)
+    placement = prepare_paste(glass(), scale, frame, options, rng, inside=True)
+    image = np.full((60, 60, 3), 100, np.uint8)
+    _, (mask,) = paste_cutouts(image, frame.region, [], [placement], options)
+    assert (mask.box.height, mask.box.width) == (16, 12) and mask.bitmap.all()
+    middle = image[mask.box.y0 + 10, mask.box.x0 + 6]
+    expected = share * np.array([0, 200, 0]) + (1 - share) * 100
+    np.testing.assert_allclose(middle, expected, atol=2)
+    # The rim is opaque in both.
+    rim = image[mask.box.y0 + 1, mask.box.x0 + 6].astype(int)
+    assert rim[1] > middle[1] - 1 and rim[0] <= middle[0]
+
+
+def test_an_opaque_cut_out_is_feathered_as_ever() -> None:
+    """Without a soft alpha there is no second channel to blend by."""
+    rgba = np.zeros((12, 12, 4), np.uint8)
+    rgba[2:10, 2:10] = (9, 8, 7, 255)
+    frame = Frame(Box(0, 0, 40, 40), 1600)
+    rng = np.random.default_rng(0)
+    options = PasteOptions(blend="feather")
+    placement = prepare_paste(rgba, (0.2, 0.0), frame, options, rng, inside=True)
+    assert placement.opacity is None

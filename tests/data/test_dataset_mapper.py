@@ -258,6 +258,7 @@ class TestPasting:
     def test_the_colours_are_in_the_order_of_the_image(self, tmp_path: Path, record: dict) -> None:
         with PoolWriter(tmp_path) as writer:
             red = np.full((9, 9, 4), (255, 0, 0, 255), np.uint8)
+            red[0, 0] = 0  # all of one colour would be blank
             writer.add(10, red, source=CutOutSource("test"))
         for image_format, expected in (("RGB", [255, 0, 0]), ("BGR", [0, 0, 255])):
             mapper = pasting(

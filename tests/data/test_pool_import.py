@@ -173,7 +173,9 @@ def test_bad_images_are_named_and_skipped(tmp_path: Path) -> None:
 def test_other_modes_with_transparency(tmp_path: Path) -> None:
     root = tmp_path / "cutouts" / "bun"
     root.mkdir(parents=True)
-    Image.new("LA", (4, 3), (90, 255)).save(root / "grey.png")
+    grey = Image.new("LA", (4, 3), (90, 255))
+    grey.putpixel((0, 0), (0, 0))
+    grey.save(root / "grey.png")
     palette = Image.new("P", (4, 3), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     palette.putpixel((0, 0), 0)

@@ -183,6 +183,22 @@ def test_scores_on_proposals(lvis_root, repository, monkeypatch, tmp_path):
     assert (num_rois == 3).sum() > len(num_rois) / 2  # two copies and the box; less where they tie
 
 
+def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monkeypatch, tmp_path):
+    """A hook of the user's that computes a validation loss in training mode."""
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL)
+    model, judge, batch = judged_model(cfg)
+    with EventStorage():
+        model(batch)  # before the first step
+        assert judge.verdict is None and judge.scorer.cache.count("box").sum() == 0
+        judge.start_step(0, batch)
+        model(batch)
+        learnt, verdict = judge.scorer.cache.count("box").clone(), judge.verdict
+        assert learnt.sum() > 0
+        losses = model(batch)  # after it
+    assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.verdict is verdict
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def test_scores_of_settled_classes_are_remembered_for_the_sampler(
     lvis_root, repository, monkeypatch, tmp_path
 ):

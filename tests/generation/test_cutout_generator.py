@@ -79,18 +79,25 @@ def test_damaged_rows_are_reported(pool: InstancePool, request_for) -> None:
 def test_folder_of_images_with_and_without_transparency(tmp_path: Path, request_for) -> None:
     (tmp_path / "bun").mkdir()
     Image.new("RGB", (6, 4), (9, 8, 7)).save(tmp_path / "bun" / "a.png")
-    Image.new("RGBA", (6, 4), (1, 2, 3, 200)).save(tmp_path / "bun" / "b.png")
+    cut_out = Image.new("RGBA", (6, 4), (1, 2, 3, 200))
+    cut_out.putpixel((5, 3), (0, 0, 0, 0))
+    cut_out.save(tmp_path / "bun" / "b.png")
+    # An alpha channel that hides nothing is no cut-out.
+    opaque = Image.new("RGBA", (6, 4), (1, 2, 3, 255))
+    opaque.putpixel((0, 0), (90, 90, 90, 255))
+    opaque.save(tmp_path / "bun" / "d.png")
     (tmp_path / "bun" / "c.png").write_text("no image")
     generator = CutoutGenerator(open_candidates(tmp_path, NAMES))
     assert not generator.draws_alpha
     images = {
         image.source.origin: image
-        for image in generator.generate([request_for(3, index) for index in range(3)])
+        for image in generator.generate([request_for(3, index) for index in range(4)])
     }
     plain, transparent = images["bun/a.png"], images["bun/b.png"]
     assert plain.alpha is None and not plain.finished
     assert plain.rgb.shape == (4, 6, 3) and plain.rgb[0, 0].tolist() == [9, 8, 7]
-    assert transparent.finished and (transparent.alpha == 200).all()
+    assert transparent.finished and (transparent.alpha[:3] == 200).all()
+    assert images["bun/d.png"].alpha is None and not images["bun/d.png"].finished
     assert transparent.rgb[0, 0].tolist() == [1, 2, 3]
     assert images["bun/c.png"].reason == "unreadable"
 

@@ -76,7 +76,9 @@ class Cosines:
     [
         ([0.2, 0.21, 0.3], [False, True, True]),
         # The best is below the minimum: who is within the tolerance of it passes.
-        ([0.1, 0.145, 0.15], [False, True, True]),
+        ([0.15, 0.165, 0.17], [False, True, True]),
+        # All are so poor that being close to the best means nothing.
+        ([0.06, 0.06, 0.061], [False, False, False]),
         # The best is above it, but by less than the tolerance.
         ([0.203, 0.206, 0.215], [False, True, True]),
         # Too few to know what is good for this name.
@@ -95,7 +97,9 @@ def test_text_filter_is_relative_to_the_class(request_for, cosines, passed) -> N
 
 def test_class_relative_minimum() -> None:
     assert class_relative_minimum(np.array([0.1, 0.3]), 0.21, 0.01) == 0.21
-    assert class_relative_minimum(np.array([0.1, 0.15]), 0.21, 0.01) == 0.14
+    assert class_relative_minimum(np.array([0.1, 0.19]), 0.21, 0.01) == 0.18
+    assert class_relative_minimum(np.array([0.1, 0.12]), 0.2, 0.01) == pytest.approx(0.15)
+    assert class_relative_minimum(np.array([-0.5, -0.4]), -0.2, 0.01) == pytest.approx(-0.25)
 
 
 class Reference:
@@ -154,6 +158,34 @@ def test_real_crops_are_the_largest_objects(tmp_path: Path) -> None:
     assert [picture[10, 10, 0] for picture in crops.pictures(9)] == [100, 150]
     assert [picture.shape for picture in crops.pictures(7)] == [(16, 16, 3)]
     assert crops.pictures(11) == []
+
+
+def test_a_crowd_takes_no_place_of_a_real_object(tmp_path: Path) -> None:
+    """Crowds are the largest boxes of a category, and cannot be shown as one object."""
+    image = np.zeros((60, 60, 3), np.uint8)
+    image[:20], image[20:] = 50, 100
+    Image.fromarray(image).save(tmp_path / "a.png")
+
+    def square(y: int, side: int, **more: object) -> dict:
+        polygon = [0, y, side, y, side, y + side, 0, y + side]
+        return {
+            "bbox": [0, y, side, side],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": 0,
+            "segmentation": [polygon],
+            **more,
+        }
+
+    annotations = [
+        square(0, 50, iscrowd=1),
+        square(0, 40, segmentation=[]),  # boxes alone cannot be cut out either
+        square(0, 14, iscrowd=0),
+        square(0, 8),  # too small to show anything
+        square(25, 12, iscrowd=0),
+    ]
+    record = {"file_name": str(tmp_path / "a.png"), "annotations": annotations}
+    crops = RealCrops([record], [7], count=2)
+    assert [picture[10, 10, 0] for picture in crops.pictures(7)] == [50, 100]
 
 
 def test_unreadable_training_images_are_left_out(tmp_path: Path, caplog) -> None:

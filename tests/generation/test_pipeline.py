@@ -171,6 +171,7 @@ class Brightness:
 def halves(request: GenerationRequest, left: int, right: int) -> GeneratedImage:
     rgb = np.zeros((10, 10, 3), np.uint8)
     rgb[:, :5], rgb[:, 5:] = left, right
+    rgb[1::2, :, 2] += 9  # neither half is of one colour
     return GeneratedImage(request, rgb, CutOutSource("halves"))
 
 
@@ -206,6 +207,7 @@ def test_no_object_is_a_reason(request_for) -> None:
 
 def test_alpha_of_the_generator_is_kept_and_no_segmenter_runs(request_for) -> None:
     rgb = np.full((8, 9, 3), 50, np.uint8)
+    rgb[3] = 70
     alpha = np.zeros((8, 9), np.uint8)
     alpha[2:5, 3:7] = 200
     alpha[2, 3] = 90
@@ -228,6 +230,7 @@ def test_finished_cut_out_is_stored_as_it_is(tmp_path: Path, request_for) -> Non
     rgba = np.full((6, 7, 4), 9, np.uint8)  # below every threshold, and with an empty margin
     rgba[1:5, 1:6, 3] = 255
     rgba[0, :, 3] = 0
+    rgba[3, :, :3] = 20
     image = GeneratedImage(
         request_for(1, 0), rgba[..., :3], CutOutSource("made"), rgba[..., 3], finished=True
     )
@@ -259,3 +262,37 @@ def test_a_pool_of_other_ids_is_not_added_to(tmp_path: Path, request_for) -> Non
     assert InstancePool(tmp_path).category_names == {3: "cup", 7: "bun"}
     with pytest.raises(UserError, match=r"id 7 is 'bun'.*'bun' has the id 8: choose another"):
         pipeline_in(tmp_path, names={4: "cup", 8: "bun"}, recipe="s")
+
+
+def painted(request: GenerationRequest, rgb: np.ndarray) -> GeneratedImage:
+    return GeneratedImage(request, rgb, CutOutSource("painted"))
+
+
+def test_images_of_one_colour_are_blank_and_fp16_is_named_once(request_for, caplog) -> None:
+    """What a decoder that overflows in half precision gives; the segmenter never sees it."""
+    black = np.zeros((10, 10, 3), np.uint8)
+    white = np.full((10, 10, 3), 253, np.uint8)
+    white[3, 3] = 255  # rounding is no contrast
+    cutter = InstanceCutter([HalfSegmenter("left", slice(0, 5))], [])
+    for _ in range(2):
+        checked = cutter.check(
+            [painted(request_for(1, 0), black), painted(request_for(1, 1), white)]
+        )
+        assert [image.reason for image in checked] == ["blank", "blank"]
+    (record,) = caplog.records
+    assert "GAL.GENERATOR.DTYPE" in record.getMessage()
+
+
+def test_one_blank_image_among_others_is_dropped_without_a_word(request_for, caplog) -> None:
+    cutter = InstanceCutter([HalfSegmenter("left", slice(0, 5))], [])
+    black = np.zeros((10, 10, 3), np.uint8)
+    images = [painted(request_for(1, 0), black), halves(request_for(1, 1), 1, 100)]
+    assert [image.reason for image in cutter.check(images)] == ["blank", ""]
+    assert not caplog.records
+
+
+def test_a_drawn_cut_out_that_is_too_transparent_has_no_object(request_for) -> None:
+    image = halves(request_for(1, 0), 1, 100)
+    faint = GeneratedImage(image.request, image.rgb, image.source, np.full((10, 10), 127, np.uint8))
+    (checked,) = InstanceCutter([], []).check([faint])
+    assert (checked.reason, checked.encoded) == ("no_object", None)

@@ -17,7 +17,7 @@ from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
 from gal_d2.generation.prompts import PromptBook
-from gal_d2.generation.ray_pipeline import RayRunner
+from gal_d2.generation.ray_pipeline import RayRunner, require_room
 from gal_d2.generation.work import WorkUnit, plan_work
 
 PROMPTS = PromptBook([Category(3, "bun", "r", 1), Category(5, "boot", "r", 1)])
@@ -180,3 +180,33 @@ def test_actors_that_always_die_end_the_run(tmp_path: Path) -> None:
     runner, _ = fake_runner(die, lambda images: [])
     with pytest.raises(UserError, match=r"died 4 times.*category 3 \(out of memory\).*BATCH_SIZE"):
         list(runner.run(plan_work(PROMPTS, [3], 4, 4), PoolStore(str(tmp_path), "r")))
+
+
+CUTTER = {"num_gpus": 0.25, "num_cpus": 1}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "generators", "cutters", "placed"),
+    [
+        # Two GPUs: each has a generator and a cutter beside it.
+        ([{"CPU": 8, "GPU": 2}], (2, {"num_gpus": 0.75}), (2, CUTTER), 4),
+        ([{"CPU": 8, "GPU": 2}], (3, {"num_gpus": 0.75}), (2, CUTTER), 4),
+        # Three times 0.6 is less than 2, but a share is of one GPU.
+        ([{"CPU": 8, "GPU": 2}], (3, {"num_gpus": 0.6}), (1, CUTTER), 3),
+        # Cutters need CPUs as well.
+        ([{"CPU": 1, "GPU": 2}], (2, {"num_gpus": 0.75}), (2, CUTTER), 3),
+        # Enough in all, but no machine has enough.
+        ([{"CPU": 1}, {"CPU": 1}], (2, {"num_cpus": 0.66}), (1, {"num_cpus": 0.66}), 2),
+        ([{"CPU": 2}], (2, {"num_cpus": 2 / 3}), (1, {"num_cpus": 2 / 3}), 3),
+        ([], (1, {"num_cpus": 1}), (1, {"num_cpus": 1}), 0),
+    ],
+)  # fmt: skip
+def test_actors_that_find_no_room_are_said(nodes, generators, cutters, placed: int) -> None:
+    """Ray would wait for a machine without end."""
+    actors = {"generators": generators, "cutters": cutters}
+    asked = generators[0] + cutters[0]
+    if placed == asked:
+        require_room(nodes, actors)
+        return
+    with pytest.raises(UserError, match=f"room for {placed} of the {asked} actors"):
+        require_room(nodes, actors)

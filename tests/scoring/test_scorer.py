@@ -364,7 +364,6 @@ def test_cascade_and_class_agnostic_masks(tiny, batch):
         ({"heads": ["keypoint"]}, "'keypoint'"),
         ({"heads": ["box"], "score_weights": {"mask": 1.0}}, "SCORE_WEIGHTS names 'mask'"),
         ({"heads": ["box"], "loss_weights": {"mask": 1.0}}, "LOSS_WEIGHTS names 'mask'"),
-        ({"heads": ["box"], "contrast_heads": ["mask"]}, "CONTRAST_HEADS names 'mask'"),
         ({"max_real_per_class": 0}, "MAX_REAL_PER_CLASS is 0"),
         ({"momentum": 1.0}, "MOMENTUM is 1.0"),
     ],
@@ -372,3 +371,17 @@ def test_cascade_and_class_agnostic_masks(tiny, batch):
 def test_bad_options_are_named(tiny, options, words):
     with pytest.raises(UserError, match=words):
         ContributionScorer(tiny.roi_heads(), **options)
+
+
+def test_a_contrast_head_that_is_not_looked_at_is_the_caller_s_mistake(tiny):
+    with pytest.raises(ValueError, match="contrast_heads has"):
+        ContributionScorer(tiny.roi_heads(), heads=["box"], contrast_heads=["mask"])
+
+
+def test_the_mask_head_alone_has_no_contrast(tiny, batch):
+    """Nothing tells which classes it confuses, for it does not classify."""
+    scorer = ContributionScorer(tiny.roi_heads(), heads=["mask"], **OPTIONS)
+    assert scorer.cache.contrast_heads == ()
+    scorer.step(*batch)
+    scores = scorer.score(*batch, which="real")
+    assert scores.head_score.keys() == {"mask"} and scores.score.isfinite().all()

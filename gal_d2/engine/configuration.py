@@ -1,0 +1,63 @@
+"""Reads config files and the command line's KEY VALUE pairs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from gal_d2.config import add_gal_config
+from gal_d2.errors import UserError
+
+
+def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Read a YAML config and the command line's ``KEY VALUE`` pairs on top of the defaults.
+
+    Raises:
+        UserError: the file is not there or is no YAML, a key is unknown, or a value is of another
+            type.
+    """
+    cfg = get_cfg()
+    add_gal_config(cfg)
+    if config_file:
+        if not Path(config_file).is_file():
+            raise UserError(
+                f"the config file '{config_file}' does not exist: the folder configs/ has what "
+                "comes with GAL-D2."
+            )
+        try:
+            cfg.merge_from_file(config_file)
+        except Exception as error:  # YAML and yacs raise of every kind
+            raise UserError(
+                f"{config_file}: {_reason(error, cfg)} (a config file is YAML; gal_d2/config.py "
+                "lists this project's keys)"
+            ) from error
+    try:
+        cfg.merge_from_list(list(opts or []))
+    except Exception as error:
+        raise UserError(
+            f"command line option: {_reason(error, cfg)} (options are pairs KEY VALUE, as in "
+            "SOLVER.BASE_LR 0.01; gal_d2/config.py lists this project's keys)"
+        ) from error
+    return cfg
+
+
+def _reason(error: Exception, cfg: CfgNode) -> str:
+    text = str(error.args[0]) if error.args else str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):  # a _BASE_ that is not there
+        text = f"'{error.filename}' does not exist"
+    text = " ".join(text.split())[:500]
+    unknown = text.rpartition(": ")[2] if "Non-existent" in text else ""
+    nearest = difflib.get_close_matches(unknown, list(_keys(cfg)), n=1) if unknown else []
+    return f"{text} (did you mean {nearest[0]}?)" if nearest else text
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    """Names of all options, with their dots."""
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
