@@ -231,6 +231,7 @@ class Posterior:
         order = np.lexsort((areas, *values.T[::-1], ids))
         ids, classes, areas, values = ids[order], classes[order], areas[order], values[order]
         known = np.isfinite(values)
+        is_scored = known.any(1)
         expected = self.get(ids).mean
         self._move_levels(classes, np.where(known, values, 0.0), known, expected, source)
         level = self._average(self._level, source)[classes]
@@ -243,7 +244,7 @@ class Posterior:
         weight = ((self.step + 1) * share.clip(1e-3, 1.0))[:, None] * known
         unique, rows, added = np.unique(ids, return_inverse=True, return_counts=True)
         slots = self._slots_of(unique)
-        self._count[slots] += added
+        np.add.at(self._count, slots[rows], is_scored)
         if source == AUDITION:
             self._auditions[slots] += added
         self._changed[slots] = True
