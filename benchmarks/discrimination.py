@@ -1,11 +1,12 @@
 """Does the score tell good cut-outs from bad ones, and does the policy act on it? Needs the truth.
 
-Trains on the miniature with `configs/miniature_gal.yaml`, four times as long as the demo, with
-several seeds, once per condition:
+Trains on the miniature with the scorer of `configs/miniature_gal.yaml`, four times as long as the
+demo, with several seeds, once per condition. All draw their pastes uniformly, so that the scores
+are of the whole pool and the policies decide on the same kind of pastes:
 
 - clean: pastes are scored and train no head, so that the detector has seen good objects only;
 - polluted: pastes are scored and all of them train, good and bad (accept-all);
-- gal: the acceptance policy of the config;
+- gal: the best 27 % by what is known of each cut-out, none before the scores mean something;
 - random: as many as `gal` accepted with this seed, drawn at random;
 - oracle: the good ones, by the truth file.
 
@@ -56,14 +57,20 @@ from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
-from gal_d2.scoring.evidence import EvidenceStore
+from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.ledger import Ledger
+from gal_d2.scoring.posterior import Posterior
 
 COMMAND = "benchmarks/discrimination.py"
 CONFIG = "configs/miniature_gal.yaml"
 STEPS = 2800
 POLICIES = {"clean": "never", "polluted": "always", "random": "random", "oracle": "OracleAccept"}
 CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
+# Three of five candidates are bad, and that shows in any sample of the pool.
+QUANTILE = (
+    *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
+    *("GAL.ACCEPT.QUANTILE.START_RATE", "0.27", "GAL.ACCEPT.QUANTILE.END_RATE", "0.27"),
+)
 SCORED = ("clean", "polluted", "gal")  # the models whose scores are compared
 TITLES = {"clean": "accept none", "polluted": "accept all"}
 SCORES = {
@@ -159,8 +166,9 @@ def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> No
     arguments = [
         *("--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(folder)),
         *("SEED", str(seed), "GAL.SCORER.PICTURE_PERIOD", "0"),
+        *("GAL.POOL.SAMPLER", "uniform_class"),
         *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(STEPS)),
-        *(["GAL.ACCEPT.POLICY", policy] if policy else []),
+        *(("GAL.ACCEPT.POLICY", policy) if policy else QUANTILE),
         *options,
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the run's log.txt, too
@@ -259,17 +267,27 @@ class Run:
 def evidence_so_far(columns: dict[str, np.ndarray], score: str) -> np.ndarray:
     """(N,) what a cut-out's scores add up to, up to and including the step of each of N rows."""
     ids, classes = columns["pool_id"], columns["category_id"]
-    store = EvidenceStore(int(classes.max()) + 1)
-    scores = columns[score].astype(np.float32)
-    area = columns["area"].astype(np.float32) if "area" in columns else np.full_like(scores, np.inf)
+    posterior = Posterior(int(classes.max()) + 1, ("score",))
+    values = torch.from_numpy(columns[score].astype(np.float32))
+    area = columns["area"].astype(np.float32) if "area" in columns else np.full(len(ids), np.inf)
+    contribution = Contribution(
+        pool_id=torch.from_numpy(ids),
+        image_index=torch.zeros(len(ids), dtype=torch.int64),
+        gt_class=torch.from_numpy(classes),
+        phi=values,
+        score=values,
+        head_score={},
+        head_loss={},
+        num_rois=torch.ones(len(ids), dtype=torch.int64),
+        area=torch.from_numpy(area),
+    )
     estimates = np.full(len(ids), np.nan)
     steps, first = np.unique(columns["step"], return_index=True)
     for step, start, stop in zip(steps.tolist(), first, [*first[1:], len(ids)], strict=True):
         rows = slice(start, stop)
-        tensors = (torch.from_numpy(x[rows]) for x in (ids, classes, scores, area))
-        store.update(*tensors, step)
-        known = store.get(ids[rows], classes[rows])
-        estimates[rows] = np.where(known.count > 0, known.shrunk, np.nan)
+        posterior.update(contribution[rows], step)
+        known = posterior.get(ids[rows])
+        estimates[rows] = np.where(known.count > 0, known.mean[:, 0], np.nan)
     return estimates
 
 

@@ -7,7 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-BATCH_SIZE = 3
+BATCH_SIZE = 1  # images
+GROUP = 4  # cut-outs that are put together for so many images
 
 
 def configure(repository: Path, output: Path, *options: str):

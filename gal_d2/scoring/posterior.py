@@ -237,6 +237,7 @@ class Posterior:
         order = np.lexsort((areas, *values.T[::-1], ids))
         ids, classes, areas, values = ids[order], classes[order], areas[order], values[order]
         known = np.isfinite(values)
+        is_scored = known.any(1)
         expected = self._expected(ids, classes)
         self._move_levels(classes, np.where(known, values, 0.0), known, expected, source)
         level = self._average(self._level, source)[classes]
@@ -252,7 +253,7 @@ class Posterior:
         )
         known_before = len(self)
         slots = self._slots_of(unique)
-        self._count[slots] += added
+        np.add.at(self._count, slots[rows], is_scored)
         if source == AUDITION:
             self._auditions[slots] += added
         self._changed[slots] = True

@@ -55,7 +55,7 @@ def test_shares_of_what_was_accepted(columns):
 def test_evidence_so_far_includes_the_step_and_knows_the_area(columns):
     found = discrimination.evidence_so_far(columns, "score")
     assert np.isnan(found[5]) and np.isfinite(np.delete(found, 5)).all()
-    assert found[0] == -found[1] > 0  # of the first step: above and below its mean
+    assert found[0] == pytest.approx(-found[1]) and found[0] > 0  # above and below their mean
     assert found[3] > found[2]  # a good score that confirms an earlier one
     columns["area"] = np.array([1024.0, 1024, 10, 1024, 10, 10, 10, 10])
     weak = discrimination.evidence_so_far(columns, "score")

@@ -19,6 +19,7 @@ from gal_d2.data.copy_paste import (
     crop_to_foreground,
     draw_position,
     draw_size,
+    draw_sized,
     occlude,
     paste_cutouts,
     pick_number,
@@ -502,7 +503,8 @@ def test_soft_alpha_stays_soft_where_the_blend_can_use_it(blend: str, share: flo
     frame = Frame(Box(0, 0, 60, 60), 3600)
     scale = (math.sqrt(16 * 12) / 60, 0.0)  # its own size
     rng = np.random.default_rng(0)
-    placement = prepare_paste(glass(), scale, frame, options, rng, inside=True)
+    color, alpha, opacity = draw_sized(glass(), scale, frame, options, rng)
+    placement = place(color, alpha, 20, 20, frame.region, opacity)
     image = np.full((60, 60, 3), 100, np.uint8)
     _, (mask,) = paste_cutouts(image, frame.region, [], [placement], options)
     assert (mask.box.height, mask.box.width) == (16, 12) and mask.bitmap.all()
@@ -521,5 +523,6 @@ def test_an_opaque_cut_out_is_feathered_as_ever() -> None:
     frame = Frame(Box(0, 0, 40, 40), 1600)
     rng = np.random.default_rng(0)
     options = PasteOptions(blend="feather")
-    placement = prepare_paste(rgba, (0.2, 0.0), frame, options, rng, inside=True)
+    color, alpha, opacity = draw_sized(rgba, (0.2, 0.0), frame, options, rng)
+    placement = place(color, alpha, 20, 20, frame.region, opacity)
     assert placement.opacity is None

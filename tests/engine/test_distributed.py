@@ -58,7 +58,8 @@ def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
         + [*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3", "SEED", "1"]
         + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
-        + ["GAL.POOL.SAMPLER", "ledger", "GAL.SNAPSHOTS.PERIOD", "1"]
+        + ["GAL.POOL.SAMPLER", "posterior", "GAL.SNAPSHOTS.PERIOD", "1"]
+        + ["GAL.AUDITION.PERIOD", "1", "GAL.AUDITION.IMAGES", "1.0"]
         + ["GAL.ACCEPT.WARM_UP.MIN_AGE", "0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"]
     )
     launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
@@ -66,7 +67,11 @@ def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
     assert_same_tensors(first["judge"], second["judge"])
     # the sampler's view is that of the main process, of which both hold the state
-    assert first["judge"]["evidence"]["pool_ids"].numel() > 0
+    posterior = first["judge"]["posterior"]
+    assert posterior["ids"].numel() > 0
+    assert 0 < posterior["auditions"].sum() < posterior["count"].sum()
+    ranks = {path.name.split("-")[2] for path in (tmp_path / "output/auditions").iterdir()}
+    assert ranks == {"r0000", "r0001"}  # each auditioned some
     assert Snapshots(tmp_path / "output/snapshots", period=1).numbers()[-1] == 3
     # each process reads its own half of the stream
     assert [p for p, _ in first["positions"]] == [0, 2]

@@ -240,6 +240,7 @@ def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
     )
     decision = Decision(
         accept=torch.tensor(accepted),
+        value=ones,
         threshold=ones,
         undecided=torch.full((count,), undecided),
         vetoed=torch.zeros(count, dtype=torch.bool),

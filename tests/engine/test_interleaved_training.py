@@ -64,7 +64,8 @@ def test_killed_and_resumed_it_is_bit_for_bit_the_same(lvis_root, repository, ca
     whole, parts = tmp_path / "whole", tmp_path / "parts"
 
     def train(output: Path, *options: str, kill_at: int = -1, resume: bool = False) -> None:
-        options = (*interleaved(candidates, output), "GAL.POOL.SAMPLER", "ledger", *options)
+        loop = ("GAL.POOL.SAMPLER", "posterior", "GAL.AUDITION.PERIOD", "2")
+        options = (*interleaved(candidates, output), *loop, *options)
         arguments = command_line(repository, "lvis_gal", *options, resume=resume)
         process = run([str(SCRIPT), str(kill_at), *arguments], cwd=lvis_root)
         expected = 0 if kill_at < 0 else -signal.SIGKILL

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -199,26 +200,45 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_scores_of_settled_classes_are_remembered_for_the_sampler(
+def test_scores_of_settled_classes_are_remembered_and_decided_on(
     lvis_root, repository, monkeypatch, tmp_path
 ):
-    ledger = ("GAL.POOL.SAMPLER", "ledger", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2")
-    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *ledger)
+    options = (
+        *("GAL.POSTERIOR.PRIOR_COUNT", "1.0", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2"),
+        *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
+    )
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
     judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
     judge.resume(0)
     judge.start_step(0, [{"image_id": 1}])
     judge.scorer.cache.num_updates[:3] = torch.tensor([2, 1, 5])
-    contribution = make_contribution([0, 0, 0, 0], [0.5, 0.25, float("nan"), 0.75])
-    decision = Decision.uniform(torch.ones(4, dtype=torch.bool), "test")
-    judge.record(contribution, decision, 0.0)
-    # Class 1 is young, and the third has no score.
-    assert judge.evidence.pool_ids.tolist() == [0, 3]
-    # Relative to their class's mean.
-    assert judge.evidence.get([0, 3], [0, 0]).mean.tolist() == pytest.approx([-0.125, 0.125])
+    contribution = replace(
+        make_contribution([0, 0, 0, 0], [0.9, 0.5, 0.5, 0.1]),
+        head_score={"box": torch.tensor([0.5, 0.25, 0.25, 0.75]), "mask": torch.zeros(4)},
+        head_loss={"box": torch.zeros(4), "mask": torch.full((4,), 0.25)},
+        area=torch.full((4,), 2000.0),
+    )
+    contribution.pool_id[2] = -1
+    monkeypatch.setattr(judge.scorer, "step", lambda *args, **options: contribution)
+    (rejected,) = judge({}, [make_target([1, 1, 1, 1])], [])
+
+    # Class 1 is young, and the third is not from the pool.
+    assert judge.posterior.pool_ids.tolist() == [0, 3]
+    # Half a standard deviation below and above the level of their class, the prior being worth as
+    # much as one score; the masks are all the same.
+    means = judge.posterior.get([0, 3]).mean
+    assert means.ravel().tolist() == pytest.approx([-0.5, 0.0, 0.5, 0.0])
+    decision = judge.verdict.decision
+    assert decision.value[[0, 3]].tolist() == pytest.approx([-0.5, 0.5])
+    assert decision.undecided.tolist() == [False, True, True, False]
+    # By value, not by this exposure's score.
+    assert decision.accept[[0, 3]].tolist() == [False, True]
+    assert rejected.tolist() == [True, False, False, False]
+
     other = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
     other.load_state_dict(judge.state_dict())
-    assert other.evidence.get([0, 3], [0, 0]).level.tolist() == pytest.approx([0.625, 0.625])
-    assert other.evidence.pool_ids.tolist() == [0, 3]
+    assert other.posterior.pool_ids.tolist() == [0, 3]
+    assert (other.posterior.get([0, 3]).mean == means).all()
 
 
 def test_a_checkpoint_from_before_scoring_says_so(caplog):

@@ -9,15 +9,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pytest
 import torch
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
+from gal_d2.data.posterior_view import PosteriorView
 from gal_d2.data.snapshots import Snapshots
+from gal_d2.engine.auditions import FOLDER
 from gal_d2.scoring.ledger import Ledger
 
-STEPS, CHECKPOINT_PERIOD = 8, 3
+STEPS, CHECKPOINT_PERIOD = 10, 3
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
 
 
@@ -70,9 +72,9 @@ def tensors(name: str, value) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value.nan_to_num() if value.is_floating_point() else value
 
 
-def ledger_rows(output: Path) -> pa.Table:
-    columns = ["step", "pool_id", "image_id", "score", "accept"]
-    table = pa.concat_tables(Ledger(output / "ledger").tables(columns))
+def ledger_rows(ledger: Path) -> pa.Table:
+    columns = ["step", "pool_id", "image_id", "score", "accept", "value"]
+    table = pa.concat_tables(Ledger(ledger).tables(columns))
     return table.sort_by([(column, "ascending") for column in columns])
 
 
@@ -82,38 +84,75 @@ def assert_same(first: Path, second: Path) -> None:
     differing = [k for k in expected if not torch.equal(expected[k], actual[k])]
     assert not differing
     assert any(k.startswith("judge.") and "cache" in k for k in expected)
-    rows = ledger_rows(first)
-    assert len(rows) > 0 and rows.equals(ledger_rows(second))  # no row lost, none twice
+    assert (first / FOLDER).is_dir() == (second / FOLDER).is_dir()
+    for name in ("ledger", FOLDER) if (first / FOLDER).is_dir() else ("ledger",):
+        rows = ledger_rows(first / name)
+        assert len(rows) > 0 and rows.equals(ledger_rows(second / name))  # none lost, none twice
 
 
 # What changes while training and a sample or a decision depends on: which cut-outs are drawn, which
-# proposals are scored, what the scores of a cut-out add up to.
-LEDGER = (
-    *("GAL.POOL.SAMPLER", "ledger", "GAL.POOL.MIN_WEIGHT", "0.01"),
-    *("GAL.SNAPSHOTS.PERIOD", "1", "GAL.SNAPSHOTS.LAG", "4"),
-    *("GAL.ACCEPT.EVIDENCE.ENABLED", "True", "GAL.ACCEPT.EVIDENCE.PRIOR_COUNT", "0.1"),
+# proposals are scored, what the scores of a cut-out add up to. The last samples see what was known
+# before the checkpoint, and the resumed run's first ones what was known before that.
+PERIOD, LAG = 2, 2
+LOOP = (
+    *("GAL.POOL.SAMPLER", "posterior", "GAL.POSTERIOR.PRIOR_COUNT", "0.1"),
+    *("GAL.SNAPSHOTS.PERIOD", str(PERIOD), "GAL.SNAPSHOTS.LAG", str(LAG)),
+    *("GAL.AUDITION.PERIOD", "2", "GAL.AUDITION.IMAGES", "0.5"),
+    *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
 )
 PROPOSALS = ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]")
 PROBE = ("GAL.SCORER.PROBE.FRACTION", "0.0")  # six images are too few to hold any out
 
 
-@pytest.mark.parametrize(
-    ("config", "options"), [("lvis_gal", LEDGER + PROPOSALS), ("lvis_batch", LEDGER + PROBE)]
-)
-def test_killed_and_resumed_with_workers_is_bit_for_bit_the_same(
-    config, options, lvis_root, repository, tmp_path
-):
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+def kill_and_resume(
+    lvis_root: Path, repository: Path, folder: Path, *options: str, config: str
+) -> tuple[Path, Path]:
+    """Outputs of a run in one go without workers, and of one with two that dies on the way."""
+    straight, resumed = folder / "straight", folder / "resumed"
     options = ("SEED", "11", *options, "DATALOADER.NUM_WORKERS")
     assert run(lvis_root, repository, straight, *options, "0", config=config) == 0
     killed = run(lvis_root, repository, resumed, *options, "2", kill_at=STEPS - 2, config=config)
     assert killed == -signal.SIGKILL and not (resumed / "model_final.pth").exists()
     assert run(lvis_root, repository, resumed, "--resume", *options, "2", config=config) == 0
+    return straight, resumed
+
+
+def test_the_published_recipe_killed_and_resumed_is_bit_for_bit_the_same(
+    lvis_root, repository, tmp_path
+):
+    straight, resumed = kill_and_resume(
+        lvis_root, repository, tmp_path, *PROBE, config="lvis_batch"
+    )
     assert_same(straight, resumed)
-    snapshots = [Snapshots(folder / "snapshots", period=1, lag=4) for folder in (straight, resumed)]
-    first, second = (reader.at(STEPS)["evidence.weights"] for reader in snapshots)
-    assert len(first) > 0 and first.tolist() == second.tolist()
-    assert first.min() < 0.9  # so it made a difference which cut-outs were drawn
+
+
+def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(lvis_root, repository, tmp_path):
+    """Auditions, posterior, draws and scores on proposals: weights, what is known, all rows."""
+    options = LOOP + PROPOSALS
+    straight, resumed = kill_and_resume(
+        lvis_root, repository, tmp_path, *options, config="lvis_gal"
+    )
+    assert_same(straight, resumed)
+    steps = set(ledger_rows(straight / FOLDER)["step"].to_pylist())
+    assert steps & set(range(6)) and 7 in steps  # before the checkpoint and after it
+    states = [torch.load(folder / "model_final.pth") for folder in (straight, resumed)]
+    first, second = (state["trainer"]["hooks"]["AuditionHook"] for state in states)
+    assert first == second
+    posterior = states[0]["judge"]["posterior"]
+    assert 0 < posterior["auditions"].sum() < posterior["count"].sum()
+
+    # What the samples see is put together from other files, for the resumed run began with a whole.
+    ids = np.sort(posterior["ids"].numpy())
+    for step in (STEPS - 1, STEPS + PERIOD * LAG):
+        views = [
+            PosteriorView(Snapshots(folder / "snapshots", period=PERIOD, lag=LAG))
+            for folder in (straight, resumed)
+        ]
+        for view in views:
+            view.follow(step)
+        first, second = (view.moments(ids) for view in views)
+        assert np.array_equal(first, second)
+        assert np.abs(first[0]).max() > 0.1  # so it made a difference which cut-outs were drawn
 
 
 def test_a_random_seed_is_kept_in_the_checkpoint(lvis_root, repository, tmp_path):

@@ -76,7 +76,8 @@ def test_scored_training_and_its_resumption(precision, train_on_cuda, lvis_root,
             "lvis_gal",
             (
                 *("GAL.SCORER.TARGET", "probe", "GAL.SCORER.PROBE.FRACTION", "0.0"),
-                *("GAL.POOL.SAMPLER", "ledger", "GAL.SNAPSHOTS.PERIOD", "2"),
+                *("GAL.POOL.SAMPLER", "posterior", "GAL.SNAPSHOTS.PERIOD", "2"),
+                *("GAL.AUDITION.PERIOD", "2", "GAL.AUDITION.IMAGES", "1.0"),
             ),
         ),
         (

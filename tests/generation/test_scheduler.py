@@ -286,8 +286,9 @@ def cfg():
 # -- Against simulated acceptance
 
 
-def test_rare_categories_are_served_with_fewer_images(repository):
+def test_rare_categories_are_served_with_fewer_images(repository, monkeypatch):
     """Means over seeds, each a world of its own."""
+    monkeypatch.syspath_prepend(repository / "benchmarks")  # where it finds its helpers
     spec = importlib.util.spec_from_file_location(
         "scheduling_benchmark", repository / "benchmarks" / "scheduling.py"
     )

@@ -19,7 +19,6 @@ from detectron2.config import CfgNode
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
-    AccumulatedEvidence,
     AlwaysAccept,
     BatchPercentile,
     BatchThreshold,
@@ -37,7 +36,6 @@ from gal_d2.scoring.acceptance import (
     step_generator,
 )
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.gathering import gather_columns, mean_over_processes
 
 NAN, INF = math.nan, math.inf
@@ -91,7 +89,7 @@ def test_always_and_never_look_at_nothing():
     for policy, answer in ((AlwaysAccept(), True), (NeverAccept(), False)):
         decision = policy.decide(rows, context())
         assert decision.accept.tolist() == [answer] * 3
-        assert decision.threshold.isnan().all()
+        assert decision.value.isnan().all() and decision.threshold.isnan().all()
         assert decision.policy == policy.name
         assert not decision.undecided.any() and not decision.vetoed.any()
 
@@ -114,6 +112,7 @@ def test_threshold_includes_its_value():
     )
     assert decision.accept.tolist() == [False, True, True]
     assert decision.threshold.tolist() == [0.25] * 3
+    assert equal(decision.value, [0.2, 0.25, 0.3])
 
 
 @pytest.mark.parametrize(("rule", "answer"), [("accept", True), ("reject", False)])
@@ -230,66 +229,52 @@ def test_veto_on_a_head_that_is_not_scored():
         MaskLossVeto(policy=AlwaysAccept(), head="box").decide(contribution([0.0]), context())
 
 
-def accumulated(min_age: int = 0) -> AccumulatedEvidence:
-    return AccumulatedEvidence(
-        policy=ThresholdAccept(value=0.0, warm_up=NO_WARM_UP),
-        evidence=EvidenceStore(3, prior_count=1.0),
-        min_age=min_age,
-    )
+def with_values(values: list[float], **options) -> AcceptanceContext:
+    return replace(context(**options), value=torch.tensor(values))
 
 
-def test_evidence_outweighs_one_lucky_score():
-    policy = accumulated()
-    for _ in range(8):
-        policy.decide(contribution([-0.5, 0.5]), context())
-    decision = policy.decide(contribution([0.6, -0.6]), context())
-    assert decision.accept.tolist() == [False, True]
-    assert decision.policy == "threshold+evidence"
+def test_what_is_known_outweighs_one_lucky_score():
+    """Policies that compare cut-outs with each other ask what all scores of each add up to."""
+    rows, known = contribution([0.9, 0.1, 0.8, 0.2]), with_values([-0.5, 0.5, -0.25, 0.25])
+    quantile = QuantileAccept(start_rate=0.5, min_count=1, warm_up=NO_WARM_UP)
+    for policy, threshold in ((quantile, 0.0), (TopKAccept(k=2, warm_up=NO_WARM_UP), 0.25)):
+        decision = policy.decide(rows, known)
+        assert decision.accept.tolist() == [False, True, False, True]
+        assert decision.value.tolist() == [-0.5, 0.5, -0.25, 0.25]
+        assert decision.threshold.tolist() == [threshold] * 4
 
 
-def test_evidence_speaks_for_a_missing_score_and_for_the_pool_only():
-    policy = accumulated()
-    policy.decide(contribution([0.5, 0.5]), context())
-    rows = contribution([NAN, -0.1, NAN])
-    rows.pool_id[1] = -1
-    decision = policy.decide(rows, context())
-    assert decision.accept.tolist() == [True, False, False]
-    assert decision.undecided.tolist() == [False, False, True]
-
-
-def test_evidence_forgets_what_a_young_class_scored():
-    policy = accumulated(min_age=10)
-    for _ in range(4):
-        policy.decide(contribution([-0.9, -0.9], classes=[0, 1]), context(age=(9, 10, 10)))
-    decision = policy.decide(contribution([0.5, 0.5], classes=[0, 1]), context())
+@pytest.mark.parametrize("build", [ThresholdAccept, CalibratedAccept])
+def test_policies_on_the_scale_of_single_scores_decide_on_the_exposure(build):
+    rows, known = contribution([0.9, -0.9]), with_values([-0.5, 0.5])
+    known.reference["score"] = window_of(c0=[0.0] * 5)
+    decision = build(warm_up=NO_WARM_UP).decide(rows, known)
     assert decision.accept.tolist() == [True, False]
+    assert equal(decision.value, rows.score.tolist())
 
 
-def test_evidence_compares_classes_by_their_own_levels():
-    """Class 0 scores high: its poor ones would shut out the good ones of class 1."""
-    scores, classes = [0.9, 0.9, 0.7, 0.7, 0.2, 0.2, 0.0, 0.0], [0, 0, 0, 0, 1, 1, 1, 1]
-    quantile = QuantileAccept(start_rate=0.5, min_count=1, num_groups=1, warm_up=NO_WARM_UP)
-    relative = AccumulatedEvidence(policy=quantile, evidence=EvidenceStore(3), min_age=0)
-    same_group = replace(context(), class_group=torch.zeros(3, dtype=torch.int64))
-    for _ in range(3):
-        decision = relative.decide(contribution(scores, classes=classes), same_group)
-    assert decision.accept.tolist() == [True, True, False, False] * 2
-
-    absolute = accumulated()
-    absolute.policy.value = 0.5
-    for _ in range(3):
-        decision = absolute.decide(contribution(scores, classes=classes), context())
-    assert decision.accept.tolist() == [True] * 4 + [False] * 4
+@pytest.mark.parametrize("build", [QuantileAccept, TopKAccept])
+def test_a_known_value_speaks_for_a_missing_score(build):
+    policy = build(warm_up=NO_WARM_UP, **({"min_count": 1} if build is QuantileAccept else {}))
+    rows = contribution([NAN, 0.9, 0.5], classes=[0, 0, 1])
+    decision = policy.decide(rows, with_values([0.5, NAN, 0.25]))
+    assert decision.undecided.tolist() == [False, True, False]
+    assert decision.accept.tolist() == [True, False, True]
+    assert equal(decision.value, [0.5, NAN, 0.25])
 
 
-def test_evidence_of_what_can_hardly_be_seen_counts_less():
-    policy, rows = accumulated(), contribution([0.5, 0.5, -0.5, -0.5])
-    rows.area[:] = torch.tensor([900.0, 20.0, 900.0, 900.0])
-    for _ in range(4):
-        policy.decide(rows, context())
-    policy.decide(contribution([-0.6, -0.6, 0.5, 0.5]), context())
-    found = policy.evidence.get([0, 1], [0, 0])
-    assert found.shrunk[0] > 0 > found.shrunk[1]
+def test_a_young_class_is_undecided_whatever_is_known():
+    policy = QuantileAccept(min_count=1, warm_up=REJECT_YOUNG)
+    decision = policy.decide(contribution([0.9]), with_values([0.9], age=(9, 10, 10)))
+    assert decision.undecided.all() and not decision.accept.any()
+    assert decision.value.isnan().all() and policy._recent.count().tolist() == [0, 0, 0]
+
+
+def test_without_values_the_score_decides_and_is_what_the_decision_names():
+    policy = QuantileAccept(start_rate=0.5, min_count=1, warm_up=NO_WARM_UP)
+    decision = policy.decide(contribution([0.25, 0.75, NAN]), context())
+    assert decision.accept.tolist() == [False, True, False]
+    assert equal(decision.value, [0.25, 0.75, NAN])
 
 
 ALL_POLICIES = [
@@ -301,7 +286,6 @@ ALL_POLICIES = [
     TopKAccept,
     CalibratedAccept,
     lambda: MaskLossVeto(policy=QuantileAccept()),
-    accumulated,
 ]
 
 
@@ -309,9 +293,10 @@ ALL_POLICIES = [
 def test_no_instances(build):
     real = {"score": window_of(), "loss/mask": window_of()}
     decision = build().decide(Contribution.empty(["mask"]), context(reference=real))
-    for tensor in (decision.accept, decision.threshold, decision.undecided, decision.vetoed):
-        assert tensor.shape == (0,)
-    assert decision.accept.dtype == torch.bool and decision.threshold.dtype == torch.float32
+    for name in ("accept", "value", "threshold", "undecided", "vetoed"):
+        assert getattr(decision, name).shape == (0,)
+    assert decision.accept.dtype == torch.bool
+    assert decision.value.dtype == decision.threshold.dtype == torch.float32
 
 
 @pytest.mark.parametrize("build", ALL_POLICIES)
@@ -390,6 +375,7 @@ def test_batch_percentile_is_restored(tmp_path):
 def test_batch_decision_for_instances():
     decision = BatchThreshold(0.0).decide(-1.0).for_instances(2)
     assert decision.accept.tolist() == [False, False]
+    assert decision.value.tolist() == [-1.0, -1.0]
     assert decision.threshold.tolist() == [0.0, 0.0]
     assert decision.policy == "threshold"
 
@@ -406,10 +392,9 @@ def cfg() -> CfgNode:
         "BATCH_WINDOW": 1000,
         "QUANTILE": {"START_RATE": 0.4, "END_RATE": 0.6, "WINDOW": 1000, "MIN_COUNT": 30},
         "WARM_UP": {"MIN_AGE": 20, "RULE": "random", "RATE": 0.5},
-        "EVIDENCE": {"ENABLED": False, "PRIOR_COUNT": 4.0, "FULL_AREA": 99.0},
         "VETO": {"ENABLED": False, "HEAD": "mask", "QUANTILE": 0.95, "FACTOR": 1.5},
     }
-    return CfgNode({"GAL": {"ACCEPT": accept}, "MODEL": {"ROI_HEADS": {"NUM_CLASSES": 3}}})
+    return CfgNode({"GAL": {"ACCEPT": accept}})
 
 
 @pytest.mark.parametrize(
@@ -438,19 +423,6 @@ def test_values_of_a_config_arrive(cfg):
     veto = build_acceptance_policy(cfg)
     assert isinstance(veto, MaskLossVeto) and (veto.quantile, veto.factor) == (0.95, 1.5)
     assert (veto.policy.start_rate, veto.policy.end_rate) == (0.4, 0.6)
-
-
-def test_evidence_of_a_config(cfg):
-    cfg.GAL.ACCEPT.EVIDENCE.ENABLED = True
-    policy = build_acceptance_policy(cfg)
-    assert policy.name == "calibrated+evidence" and policy.min_age == 20
-    evidence = policy.evidence
-    assert (evidence.num_classes, evidence.prior_count, evidence.full_area) == (3, 4.0, 99.0)
-    for key in ("FULL_AREA", "PRIOR_COUNT"):
-        cfg.GAL.ACCEPT.EVIDENCE[key] = 0.0
-        with pytest.raises(UserError, match=rf"GAL\.ACCEPT\.EVIDENCE\.{key} is 0.0: set it"):
-            build_acceptance_policy(cfg)
-        cfg.GAL.ACCEPT.EVIDENCE[key] = 1.0
 
 
 def test_batch_rules_are_built_from_a_config(cfg):

@@ -41,7 +41,7 @@ def rows(pool_ids, classes=None, scores=None, accept=None, heads=("box", "mask")
         num_rois=torch.ones(count, dtype=torch.int64),
         area=torch.full((count,), 900.0),
     )
-    return contribution, Decision.uniform(accept, "calibrated", threshold=0.1)
+    return contribution, Decision.uniform(accept, "calibrated", value=score, threshold=0.1)
 
 
 def fill(ledger: LedgerWriter, steps, pool_id: int = 1) -> None:
@@ -88,6 +88,7 @@ def test_every_field_comes_back(tmp_path):
         "step": [7, 7, 7],
         "threshold": [pytest.approx(0.1), None, pytest.approx(0.1)],
         "undecided": [False, True, False],
+        "value": [0.5, None, -0.25],
         "vetoed": [False, False, True],
     }
     assert table.schema.field("phi").type == pa.float32()
