@@ -110,6 +110,12 @@ def resolve_device(cfg: CfgNode) -> None:
     """Turn ``MODEL.DEVICE: auto`` into cuda or cpu, and check that there is a GPU where asked."""
     if cfg.MODEL.DEVICE == "auto":
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise UserError(
+            f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}': choose auto, cpu, cuda or cuda:0."
+        ) from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"MODEL.DEVICE is {cfg.MODEL.DEVICE}, but torch sees no GPU: add `MODEL.DEVICE cpu` to "

@@ -301,7 +301,7 @@ def require_room(
     # Shares of a GPU are of one and the same.
     gpus = [[1.0] * int(node.get("GPU", 0)) for node in nodes]
     placed = 0
-    for count, needs in sorted(actors.values(), key=lambda kind: -max(kind[1].values())):
+    for count, needs in sorted(actors.values(), key=lambda kind: -kind[1].get("num_gpus", 0.0)):
         placed += sum(_place(needs, cpus, gpus) for _ in range(count))
     asked = sum(count for count, _ in actors.values())
     if placed < asked:
