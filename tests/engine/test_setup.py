@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -70,3 +72,32 @@ def test_half_a_pair_is_an_error():
     cfg.GAL.DATA.TRAIN = ("annotations.json",)
     with pytest.raises(UserError, match="give two paths"):
         resolve_datasets(cfg)
+
+
+def test_own_data_without_validation_is_not_evaluated(lvis_root):
+    """The config's own test set is of other data."""
+    data = lvis_root / "datasets"
+    cfg = load_config("")
+    cfg.DATASETS.TEST = ("lvis_v1_val",)
+    cfg.GAL.DATA.TRAIN = (str(data / "lvis/lvis_v1_train.json"), str(data / "coco"))
+    resolve_datasets(cfg)
+    assert cfg.DATASETS.TEST == ()
+    with pytest.raises(UserError, match=r"DATASETS\.TEST is empty: give GAL\.DATA\.VAL"):
+        resolve_datasets(cfg, split="TEST")
+
+
+def test_an_exporters_root_category_is_no_class(tmp_path):
+    content = {
+        "images": [{"id": 1, "height": 20, "width": 20, "file_name": "1.png"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[2, 2, 9, 2, 9, 9]]}
+        ],
+        "categories": [{"id": 0, "name": "things"}, {"id": 1, "name": "bun"}],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    (tmp_path / "1.png").touch()
+    cfg = load_config("")
+    cfg.GAL.DATA.TRAIN = (str(path), str(tmp_path))
+    resolve_datasets(cfg)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1

@@ -511,3 +511,46 @@ class TestBadInput:
             evaluate(
                 register(small), small, [detection(1, 3, BOX, 0.5)], masks=False, tasks=["segm"]
             )
+
+
+class TestUnreadableImages:
+    """A file that goes bad while a run trains costs its image, not the run."""
+
+    def evaluate(self, register, unreadable: set[int]):
+        content = {
+            "images": [image(1), image(2)],
+            "annotations": [annotation(k, k, 3, (10, 10, 40, 30)) for k in (1, 2)],
+            "categories": [category(3, 5)],
+        }
+        detections = [
+            {**content["annotations"][0], "score": 0.9},
+            {**content["annotations"][1], "score": 0.9, "bbox": [90.0, 90.0, 30.0, 20.0]},
+        ]
+        inputs, outputs = outputs_of(content, detections, masks=False)
+        for sample in inputs:
+            if sample["image_id"] in unreadable:
+                sample["unreadable"] = True
+        evaluator = LVISEvaluator(register(content))
+        evaluator.process(inputs, outputs)
+        return evaluator.evaluate()["bbox"]
+
+    def test_are_left_out_with_their_objects(self, register, caplog):
+        assert self.evaluate(register, set())["AP"] == pytest.approx(50, abs=2)
+        assert self.evaluate(register, {2})["AP"] == pytest.approx(100)
+        assert "1 images could not be read and are left out" in caplog.text
+
+    def test_all_of_them_is_one_sentence(self, register):
+        with pytest.raises(UserError, match="no image could be read"):
+            self.evaluate(register, {1, 2})
+
+
+def test_an_area_of_zero_is_evaluated(register):
+    """Exporters that write area 0 for all (mmpose issue 2248) gave NaN for every figure."""
+    content = {
+        "images": [image(1)],
+        "annotations": [{**annotation(1, 1, 3, (10, 10, 40, 30)), "area": 0}],
+        "categories": [category(3, 5)],
+    }
+    detections = [{**content["annotations"][0], "score": 0.9}]
+    found = evaluate(register(content), content, detections, masks=False)["bbox"]
+    assert found["AP"] == pytest.approx(100)
