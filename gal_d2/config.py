@@ -93,18 +93,43 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL.ROOT = ""
     # File of the cut-outs that may be pasted (tools/filter_pool.py --allow-list); "": all.
     gal.POOL.ALLOW_LIST = ""
-    # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "ledger"
-    # (class uniform, then a cut-out the less often the poorer it scored so far), or another name in
+    # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "posterior"
+    # (class uniform, then a cut-out by what is known about it), or another name in
     # POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
-    # "ledger": how often the poorest cut-out of a class is drawn, relative to one never scored.
-    gal.POOL.MIN_WEIGHT = 0.1
+    # "posterior": CANDIDATES cut-outs of the class are drawn uniformly; one of the BEST of them is
+    # pasted, uniformly. Their values are drawn from the posterior, whose standard deviations are
+    # multiplied by TEMPERATURE.
+    gal.POOL.CANDIDATES = 12
+    gal.POOL.BEST = 3
+    gal.POOL.TEMPERATURE = 0.7
 
-    # State that samples depend on (the ledger's, a growing pool's) changes for them every PERIOD
+    # State that samples depend on (the posterior, a growing pool) changes for them every PERIOD
     # steps, LAG periods late: LAG x PERIOD covers the batches that the loader makes ahead.
     gal.SNAPSHOTS = CfgNode()
     gal.SNAPSHOTS.PERIOD = 100
     gal.SNAPSHOTS.LAG = 1
+
+    gal.POSTERIOR = CfgNode()
+    # What is believed of a cut-out, signal by signal: "<head>_score" (cosine with the class's
+    # direction), "<head>_loss" (minus the logarithm of its loss), "score" (the scorer's combined
+    # one) or "phi" (the raw dot product).
+    gal.POSTERIOR.SIGNALS = ["box_score", "mask_loss"]
+    # Value = sum over the signals of WEIGHT x min(quality, CEILING), the quality in standard
+    # deviations of the class's scores.
+    gal.POSTERIOR.WEIGHTS = [1.0, 0.5]
+    gal.POSTERIOR.CEILINGS = [100.0, 1.0]
+    # Scores that the prior (as good as the class's candidates on average) is worth.
+    gal.POSTERIOR.PRIOR_COUNT = 0.5
+    # Visible area from which on a score counts in full, pixels.
+    gal.POSTERIOR.FULL_AREA = 1024.0
+
+    gal.AUDITION = CfgNode()
+    # With the sampler "posterior": images on which cut-outs are scored without training, for each
+    # training image, about; 0: no auditions.
+    gal.AUDITION.IMAGES = 0.1
+    # Steps between two rounds of auditions.
+    gal.AUDITION.PERIOD = 100
 
     gal.COPY_PASTE = CfgNode()
     gal.COPY_PASTE.ENABLED = False
@@ -365,13 +390,6 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.WARM_UP.MIN_AGE = 20
     gal.ACCEPT.WARM_UP.RULE = "accept"
     gal.ACCEPT.WARM_UP.RATE = 0.5
-    # Decide on what a cut-out's scores so far add up to, relative to its class's level and shrunk
-    # to it as if that had been seen PRIOR_COUNT times. Later scores count more, and such of objects
-    # with less than FULL_AREA visible pixels less.
-    gal.ACCEPT.EVIDENCE = CfgNode()
-    gal.ACCEPT.EVIDENCE.ENABLED = True
-    gal.ACCEPT.EVIDENCE.PRIOR_COUNT = 0.5
-    gal.ACCEPT.EVIDENCE.FULL_AREA = 1024.0
     # Reject whatever the score if the head's loss exceeds FACTOR times the QUANTILE of recent real
     # instances of the class.
     gal.ACCEPT.VETO = CfgNode()

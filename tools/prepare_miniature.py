@@ -2,7 +2,9 @@
 """Prepare the miniature LVIS: scenes, annotations, a pool of candidates and the truth about it.
 
 tools/prepare_miniature.py
-tools/prepare_miniature.py --output datasets/miniature_polluted --wrong 0.7 --preview preview.png
+tools/prepare_miniature.py --output datasets/miniature_polluted --bad 0.8 --preview preview.png
+tools/prepare_miniature.py --output datasets/miniature_other --seed 1 --noise 0 --misplaced 0 \\
+  --wrong 0.1 --blur 0.1 --colour 0.1 --cut-off 0.1 --two-objects 0.1
 
 Objects that are missing are fetched, and it says so: tools/fetch_image_sets.py has from where.
 """
@@ -49,12 +51,21 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         ("wrong", float, "share of candidates that show the partner category"),
         ("noise", float, "share of candidates with noise"),
         ("misplaced", float, "share of candidates with a misplaced mask"),
+        ("blur", float, "share of candidates that are blurred"),
+        ("colour", float, "share of candidates in false colours"),
+        ("cut-off", float, "share of candidates that lack a part at one side"),
+        ("two-objects", float, "share of candidates that show two objects of the category"),
         ("ambiguous-wrong", float, "share of wrong objects in ambiguous categories"),
     ):
         value = getattr(default, name.replace("-", "_"))
         parser.add_argument(
             f"--{name}", type=kind, default=value, help=f"{meaning} (default: {value})"
         )
+    parser.add_argument(
+        "--bad",
+        type=float,
+        help="share of bad candidates in all; scales the shares above (default: as these have it)",
+    )
     parser.add_argument(
         "--object-source",
         choices=OBJECT_SOURCES,
@@ -150,10 +161,11 @@ def _pool_rows(miniature: Path, columns: int = 4) -> np.ndarray:
         truth["pool_id"], truth["category_id"], truth["kind"], strict=True
     ):
         ids[category_id, kind].append(pool_id)
+    present = [kind for kind in KINDS if any(ids[i, kind] for i in range(1, len(CATEGORIES) + 1))]
     rows = []
     for category_id, category in enumerate(CATEGORIES, start=1):
         tiles = []
-        for kind in KINDS:
+        for kind in present:
             for column in range(columns):
                 tile = np.full((_TILE, _TILE, 3), 200, np.uint8)
                 if column < len(ids[category_id, kind]):

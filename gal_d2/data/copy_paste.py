@@ -255,7 +255,6 @@ def prepare_paste(
     rng: np.random.Generator,
     *,
     bgr: bool = False,
-    inside: bool = False,
 ) -> Placement | None:
     """Draw size, flip and position of a cut-out and bring it there.
 
@@ -268,23 +267,45 @@ def prepare_paste(
         options: what the draws depend on.
         rng: source of randomness.
         bgr: the image's channels are B, G, R.
-        inside: nothing of it lies outside the region.
 
     Returns:
         The placement; None if the cut-out is empty or nothing of it is in the image.
+    """
+    sized = draw_sized(rgba, scale, frame, options, rng, bgr=bgr)
+    if sized is None:
+        return None
+    color, alpha = sized
+    x0, y0 = draw_position(alpha.shape, frame.region, rng)
+    return place(color, alpha, x0, y0, frame.region)
+
+
+def draw_sized(
+    rgba: np.ndarray,
+    scale: tuple[float, float],
+    frame: Frame,
+    options: PasteOptions,
+    rng: np.random.Generator,
+    *,
+    bgr: bool = False,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Draw size and flip of a cut-out and bring it there; arguments as for :func:`prepare_paste`.
+
+    Three numbers are drawn for a usable cut-out.
+
+    Returns:
+        Colour, uint8 (h, w, 3), and alpha, uint8 (h, w); None if the cut-out is empty.
     """
     cropped, foreground = crop_to_foreground(rgba)
     if foreground == 0:
         return None
     size = draw_size(cropped.shape[:2], foreground, scale, frame, options, rng)
     is_flipped = rng.random() < options.flip_prob
-    x0, y0 = draw_position(size, frame.region, rng, inside=inside)
     color, alpha = resize_cutout(cropped, size)
     if is_flipped:
         color, alpha = cv2.flip(color, 1), cv2.flip(alpha, 1)
     if bgr:
         color = cv2.cvtColor(color, cv2.COLOR_RGB2BGR)
-    return place(color, alpha, x0, y0, frame.region)
+    return color, alpha
 
 
 def stays(original: LocalMask, visible: LocalMask | None, options: PasteOptions) -> bool:

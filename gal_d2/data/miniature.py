@@ -29,7 +29,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,17 @@ from tqdm import tqdm
 
 from gal_d2.data.annotation_file import frequency_of
 from gal_d2.data.cut_out import CutOutSource
+from gal_d2.data.miniature_categories import CATEGORIES
+from gal_d2.data.miniature_faults import (
+    FAULTS,
+    KINDS,
+    blur,
+    cut_off,
+    false_colours,
+    fault_shares,
+    kind_counts,
+    put_together,
+)
 from gal_d2.data.miniature_objects import (
     add_noise,
     draw_object,
@@ -70,12 +81,12 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 STAMP = "miniature.json"
 IMAGE_SIZE = 128
-KINDS = ("good", "wrong_object", "noise", "misplaced_mask")
 
 _OBJECTS_PER_SCENE = (3, 6)
 _OBJECT_SIDE = (28.0, 60.0)
 _POOL_SIDE = (48.0, 60.0)
 _NOISE_SIGMA = (40.0, 80.0)
+_BLUR_SIGMA = (3.0, 6.0)
 # The most of the smaller of two objects that they may share.
 _MAX_OVERLAP = 0.3
 _MAX_OUTSIDE = 0.12
@@ -87,132 +98,6 @@ _CROP_SIDE = (96, 256)
 _MIN_OCCUPIED = 0.04
 
 
-@dataclass(frozen=True)
-class MiniatureCategory:
-    """One category, and how the miniature treats it.
-
-    Attributes:
-        name, synset, definition, synonyms: as in LVIS v1.
-        label: the kind of object, in Fashion-MNIST's numbering.
-        partner: name of the category that the generator confuses it with.
-        image_share: share of the training scenes that it is in ...
-        max_images: ... and the most of them, which keeps the rare rare in a larger set.
-        ambiguous: whether most of its candidates show the partner.
-    """
-
-    name: str
-    synset: str
-    definition: str
-    synonyms: tuple[str, ...]
-    label: int
-    partner: str
-    image_share: float
-    max_images: int | None = None
-    ambiguous: bool = False
-
-
-CATEGORIES = (
-    MiniatureCategory(
-        "boot",
-        "boot.n.01",
-        "footwear that covers the whole foot and lower leg",
-        ("boot",),
-        label=9,
-        partner="shoe",
-        image_share=0.09,
-        max_images=60,
-    ),
-    MiniatureCategory(
-        "coat",
-        "coat.n.01",
-        "an outer garment that has sleeves and covers the body from shoulder down",
-        ("coat",),
-        label=4,
-        partner="sweater",
-        image_share=0.4,
-    ),
-    MiniatureCategory(
-        "dress",
-        "dress.n.01",
-        "a one-piece garment for a woman; has skirt and bodice",
-        ("dress", "frock"),
-        label=3,
-        partner="coat",
-        image_share=0.06,
-        max_images=40,
-    ),
-    MiniatureCategory(
-        "handbag",
-        "bag.n.04",
-        "a container used for carrying money and small personal items or accessories",
-        ("handbag", "purse", "pocketbook"),
-        label=8,
-        partner="shirt",
-        image_share=0.02,
-        max_images=10,
-    ),
-    MiniatureCategory(
-        "jersey",
-        "jersey.n.03",
-        "a close-fitting pullover shirt",
-        ("jersey", "T-shirt", "tee_shirt"),
-        label=0,
-        partner="shirt",
-        image_share=0.02,
-        max_images=10,
-        ambiguous=True,
-    ),
-    MiniatureCategory(
-        "sandal_(type_of_shoe)",
-        "sandal.n.01",
-        "a shoe consisting of a sole fastened by straps to the foot",
-        ("sandal_(type_of_shoe)",),
-        label=5,
-        partner="shoe",
-        image_share=0.02,
-        max_images=8,
-        ambiguous=True,
-    ),
-    MiniatureCategory(
-        "shirt",
-        "shirt.n.01",
-        "a garment worn on the upper half of the body",
-        ("shirt",),
-        label=6,
-        partner="jersey",
-        image_share=0.5,
-    ),
-    MiniatureCategory(
-        "shoe",
-        "shoe.n.01",
-        "common footwear covering the foot",
-        ("shoe", "sneaker_(type_of_shoe)", "tennis_shoe"),
-        label=7,
-        partner="boot",
-        image_share=0.45,
-        ambiguous=True,
-    ),
-    MiniatureCategory(
-        "sweater",
-        "sweater.n.01",
-        "a crocheted or knitted garment covering the upper part of the body",
-        ("sweater",),
-        label=2,
-        partner="coat",
-        image_share=0.14,
-        max_images=90,
-        ambiguous=True,
-    ),
-    MiniatureCategory(
-        "trousers",
-        "trouser.n.01",
-        "a garment extending from the waist to the knee or ankle, covering each leg separately",
-        ("trousers", "pants_(clothing)"),
-        label=1,
-        partner="dress",
-        image_share=0.4,
-    ),
-)
 _ID_OF_NAME = {category.name: index + 1 for index, category in enumerate(CATEGORIES)}
 
 
@@ -227,8 +112,12 @@ class MiniatureConfig:
         pool_per_category: number of candidates.
         wrong, noise, misplaced: shares of the candidates that show the partner, are noisy, have a
             misplaced mask; the rest is good.
+        blur, colour, cut_off, two_objects: shares of those that are blurred, have false colours,
+            lack a part at one side, show two objects of the category.
         ambiguous_wrong: share of wrong objects in ambiguous categories, where it is above
-            ``wrong``; noise and misplaced masks keep their proportion among the others.
+            ``wrong``; the other faults keep their proportion among the others.
+        bad: share of bad candidates over all categories, to which the shares above are scaled
+            (see :func:`gal_d2.data.miniature_faults.fault_shares`); None: they are as they are.
         object_source: "auto", "fashion-mnist" or "digits" (see ``miniature_sources``).
     """
 
@@ -241,6 +130,11 @@ class MiniatureConfig:
     misplaced: float = 0.1
     ambiguous_wrong: float = 0.65
     object_source: str = "auto"
+    blur: float = 0.0
+    colour: float = 0.0
+    cut_off: float = 0.0
+    two_objects: float = 0.0
+    bad: float | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -248,19 +142,28 @@ class MiniatureConfig:
         for field in ("train_images", "val_images", "pool_per_category"):
             if getattr(self, field) < 1:
                 raise UserError(f"{field} is {getattr(self, field)}: it must be at least 1.")
-        for field in ("wrong", "noise", "misplaced", "ambiguous_wrong"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise UserError(f"{field} is {getattr(self, field)}: it must lie in [0, 1].")
-        bad = self.wrong + self.noise + self.misplaced
-        if bad > 1 + 1e-9:
+        for field in (*FAULTS.values(), "ambiguous_wrong", "bad"):
+            share = getattr(self, field)
+            if share is not None and not 0 <= share <= 1:
+                raise UserError(f"{field} is {share}: it must lie in [0, 1].")
+        faults = {field: getattr(self, field) for field in FAULTS.values()}
+        if sum(faults.values()) > 1 + 1e-9:
+            named = " + ".join(field for field, share in faults.items() if share)
             raise UserError(
-                f"wrong + noise + misplaced is {bad:g}, more than 1: lower one of these shares."
+                f"{named} is {sum(faults.values()):g}, more than 1: lower one of these shares."
             )
+        self.fault_shares()
         if self.object_source not in OBJECT_SOURCES:
             raise UserError(
                 f"object_source is '{self.object_source}': "
                 f"choose one of {', '.join(OBJECT_SOURCES)}."
             )
+
+    def fault_shares(self) -> np.ndarray:
+        """(categories, faults): shares of the candidates, in the order of ``FAULTS``."""
+        shares = {field: getattr(self, field) for field in FAULTS.values()}
+        ambiguous = [category.ambiguous for category in CATEGORIES]
+        return fault_shares(shares, ambiguous, self.ambiguous_wrong, self.bad)
 
 
 def prepare_miniature(
@@ -350,7 +253,13 @@ def _build(
 
 
 def _stamp(config: MiniatureConfig) -> dict:
-    return {"version": VERSION, "config": dataclasses.asdict(config)}
+    fields = dataclasses.asdict(config)
+    # Options that came later are named only where they are given: what was made stays valid.
+    default = MiniatureConfig()
+    for name in ("blur", "colour", "cut_off", "two_objects", "bad"):
+        if fields[name] == getattr(default, name):
+            del fields[name]
+    return {"version": VERSION, "config": fields}
 
 
 def _is_current(output: Path, sources: Path, config: MiniatureConfig) -> bool:
@@ -748,6 +657,7 @@ def _make_pool(
         for key in ("pool_id", "category_id", "kind", "true_category_id", "ambiguous", "identity")
     }
     total = len(CATEGORIES) * config.pool_per_category
+    shares = config.fault_shares()
     with (
         PoolWriter(
             folder / "pool", names={i: c.name for i, c in enumerate(CATEGORIES, start=1)}
@@ -755,14 +665,17 @@ def _make_pool(
         tqdm(total=total, desc="pool", disable=None) as progress,
     ):
         for category_id, category in enumerate(CATEGORIES, start=1):
-            kinds = np.repeat(KINDS, _kind_counts(category, config))
+            counts = kind_counts(shares[category_id - 1], config.pool_per_category)
+            kinds = np.repeat(KINDS, counts)
             kinds = np.random.default_rng([config.seed, 3, category_id]).permutation(kinds)
             partner_id = _ID_OF_NAME[category.partner]
             for index, kind in enumerate(kinds):
                 rng = np.random.default_rng([config.seed, 3, category_id, index])
                 true_id = partner_id if kind == "wrong_object" else category_id
                 identity, grey = deck.draw(true_id)
-                rgba = _draw_candidate(grey, str(kind), photographs, rng)
+                rgba = _draw_candidate(
+                    grey, str(kind), photographs, lambda i=true_id: deck.draw(i)[1], rng
+                )
                 source = CutOutSource(
                     generator="imitation",
                     model=model,
@@ -783,23 +696,14 @@ def _make_pool(
     pa.parquet.write_table(pa.table(truth), folder / "pool_truth.parquet")
 
 
-def _kind_counts(category: MiniatureCategory, config: MiniatureConfig) -> list[int]:
-    """How many candidates of each of ``KINDS``; rounded, the rest is good."""
-    wrong, others = config.wrong, 1.0
-    if category.ambiguous:
-        wrong = max(config.wrong, config.ambiguous_wrong)
-        others = (1 - wrong) / (1 - config.wrong) if config.wrong < 1 else 0.0
-    shares = np.array([wrong, others * config.noise, others * config.misplaced])
-    # Rounded cumulatively, so that the counts never exceed the total.
-    bounds = np.round(np.cumsum(shares) * config.pool_per_category).astype(int)
-    bad = np.diff(bounds, prepend=0)
-    return [config.pool_per_category - int(bad.sum()), *bad.tolist()]
-
-
 def _draw_candidate(
-    grey: np.ndarray, kind: str, photographs: list[Photograph], rng: np.random.Generator
+    grey: np.ndarray,
+    kind: str,
+    photographs: list[Photograph],
+    draw_another: Callable[[], np.ndarray],
+    rng: np.random.Generator,
 ) -> np.ndarray:
-    """(H, W, 4) uint8 RGBA of one candidate."""
+    """(H, W, 4) uint8 RGBA of one candidate; ``draw_another`` gives one more grey image like it."""
     rgba = draw_object(grey, rng.uniform(*_POOL_SIDE), rng)
     if kind == "noise":
         return add_noise(rgba, rng.uniform(*_NOISE_SIGMA), rng)
@@ -807,4 +711,12 @@ def _draw_candidate(
         size = 2 * max(rgba.shape[:2]) + 8
         background, _ = _random_background(photographs, "train", rng, size)
         return misplace_mask(rgba, background, rng)
+    if kind == "blur":
+        return blur(rgba, rng.uniform(*_BLUR_SIGMA))
+    if kind == "colour":
+        return false_colours(rgba, rng)
+    if kind == "cut_off":
+        return cut_off(rgba, rng)
+    if kind == "two_objects":
+        return put_together(rgba, draw_object(draw_another(), rng.uniform(*_POOL_SIDE), rng), rng)
     return rgba

@@ -1,9 +1,10 @@
-"""Every cut-out of a pool on real images of its own: what an offline pass scores."""
+"""Cut-outs on real images, alone and uncovered: what an audition or an offline pass scores."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,32 +12,65 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch.utils.data import Dataset
 
-from gal_d2.data.augmentation import locate
-from gal_d2.data.copy_paste import PasteOptions, paste_cutouts, prepare_paste
+from gal_d2.data.augmentation import Frame, locate
+from gal_d2.data.copy_paste import (
+    PasteOptions,
+    Placement,
+    draw_position,
+    draw_sized,
+    paste_cutouts,
+    place,
+)
 from gal_d2.data.fields import InstanceSource
 from gal_d2.data.image_file import UnreadableImageError, WarnOnce, read_training_image
-from gal_d2.data.masks import LocalMask, to_bit_masks, to_boxes
+from gal_d2.data.masks import Box, LocalMask, to_bit_masks, to_boxes
 from gal_d2.data.pool import CorruptCutOutError, InstancePool
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _MAX_TRIES = 10  # real images that are tried in turn where one cannot be read
+_POSITION_TRIES = 8  # places that are tried for a cut-out beside the others of an image
+_GAP = 2  # pixels between the boxes of two cut-outs
 
 
-class PlacementDataset(Dataset):
-    """A sample for each (cut-out, placement): the cut-out alone on a real image.
+@dataclass
+class _Canvas:
+    """A real image that is being filled."""
 
-    Image, size, flip and position are a function of ``seed``, the cut-out's id and the placement's
-    number: they depend on no other cut-out, nor on the order or the process that asks. The cut-out
-    lies wholly in the image, at a size drawn as in training.
+    scene: dict
+    image: np.ndarray
+    original: tuple[int, int]
+    frame: Frame
+    boxes: list[Box] = field(default_factory=list)
+    placements: list[Placement] = field(default_factory=list)
+    masks: list[LocalMask | None] = field(default_factory=list)  # of each row
+    keys: list[tuple[int, int]] = field(default_factory=list)
 
-    A sample has "image" (uint8 (C, H, W)), "image_id", "height", "width", "placement" (its number),
-    and "instances": the paste alone, with the fields that the training mapper gives. A cut-out that
-    cannot be read, or is transparent, has an empty box and an empty mask.
+    def find_room(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int] | None:
+        """Top left pixel of a free window of ``size`` (height, width); None if none was found."""
+        for _ in range(_POSITION_TRIES):
+            x0, y0 = draw_position(size, self.frame.region, rng, inside=True)
+            wanted = Box(x0, y0, x0 + size[1], y0 + size[0]).grow(_GAP)
+            if all(wanted.intersect(box).is_empty for box in self.boxes):
+                return x0, y0
+        return None
+
+
+class AuditionImages(Dataset):
+    """Real images filled with cut-outs that do not touch each other: what an audition scores.
+
+    Item i is a list of samples: the images that the cut-outs of ``groups[i]`` fill, as few as there
+    is room for. Each cut-out lies wholly in its image, at a size drawn as in training. Image, size,
+    flip and position are a function of ``seed`` and the group alone.
+
+    A sample has "image" (uint8 (C, H, W)), "image_id", "height", "width", "placement" ((n,) int64,
+    the number of each placement), and "instances": the pastes alone, with the fields that the
+    training mapper gives. A cut-out that cannot be read, or is transparent, has an empty box and an
+    empty mask.
 
     Args:
-        keys: (N, 2) int64, pool id and number of the placement of each sample.
+        groups: arrays (n, 2) int64, pool id and number of the placement.
         scenes: dataset dicts of the real images.
         pool: where the cut-outs are.
         class_of_category: category id (as in the JSON) -> class index.
@@ -49,7 +83,7 @@ class PlacementDataset(Dataset):
 
     def __init__(
         self,
-        keys: np.ndarray,
+        groups: Sequence[np.ndarray],
         *,
         scenes: Sequence[dict],
         pool: InstancePool,
@@ -61,7 +95,7 @@ class PlacementDataset(Dataset):
         options: PasteOptions | None = None,
         seed: int = 0,
     ) -> None:
-        self.keys = np.asarray(keys, np.int64).reshape(-1, 2)
+        self.groups = [np.asarray(group, np.int64).reshape(-1, 2) for group in groups]
         self.scenes = scenes
         self.pool = pool
         self.class_of_category = dict(class_of_category)
@@ -73,44 +107,89 @@ class PlacementDataset(Dataset):
         self._warn_once = WarnOnce(logger)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> dict:
-        pool_id, placement_number = self.keys[index].tolist()
-        rng = np.random.default_rng((self.seed, pool_id, placement_number))
+    def __getitem__(self, index: int) -> list[dict]:
+        group = self.groups[index]
+        canvases: list[_Canvas] = []
+        scene_rng = np.random.default_rng((self.seed, *group[0].tolist()))
+        for pool_id, number in group.tolist():
+            self._place(pool_id, number, canvases, scene_rng)
+        return [self._finish(canvas) for canvas in canvases]
+
+    def _place(
+        self, pool_id: int, number: int, canvases: list[_Canvas], scene_rng: np.random.Generator
+    ) -> None:
+        """Put a cut-out where there is room, on a new image if there is none."""
+        if not canvases:
+            canvases.append(self._open_canvas(scene_rng))
+        rng = np.random.default_rng((self.seed, pool_id, number))
+        sized = self._sized(pool_id, canvases[0].frame, rng)
+        if sized is None:
+            canvases[0].masks.append(None)
+            canvases[0].keys.append((pool_id, number))
+            return
+        color, alpha = sized
+        room = None
+        for canvas in canvases:
+            # An image of another size gets it at the size that it had on the first one.
+            if (
+                alpha.shape[0] <= canvas.frame.region.height
+                and alpha.shape[1] <= canvas.frame.region.width
+            ):
+                room = canvas.find_room(alpha.shape, rng)
+            if room is not None:
+                break
+        else:
+            canvas = self._open_canvas(scene_rng)
+            canvases.append(canvas)
+            sized = self._sized(pool_id, canvas.frame, rng)
+            color, alpha = sized
+            room = draw_position(alpha.shape, canvas.frame.region, rng, inside=True)
+        placement = place(color, alpha, *room, canvas.frame.region)
+        canvas.keys.append((pool_id, number))
+        if placement is None:
+            canvas.masks.append(None)
+            return
+        canvas.boxes.append(placement.box)
+        canvas.placements.append(placement)
+        canvas.masks.append(placement.mask)
+
+    def _sized(
+        self, pool_id: int, frame: Frame, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            rgba = self.pool.get(pool_id).rgba
+        except CorruptCutOutError:  # the pool has logged it
+            return None
+        index = self._class_of(pool_id)
+        scale = (float(self.scale_mean[index]), float(self.scale_std[index]))
+        is_bgr = self.image_format == "BGR"
+        return draw_sized(rgba, scale, frame, self.options, rng, bgr=is_bgr)
+
+    def _class_of(self, pool_id: int) -> int:
+        return self.class_of_category[int(self.pool.category_of(np.array([pool_id]))[0])]
+
+    def _open_canvas(self, rng: np.random.Generator) -> _Canvas:
         scene, image = self._read_scene(rng)
         original = image.shape[:2]
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = np.array(augmented.image, order="C")
-        frame = locate(transforms, original, image.shape[:2])
+        return _Canvas(scene, image, original, locate(transforms, original, image.shape[:2]))
 
-        category_id = int(self.pool.category_of(np.array([pool_id]))[0])
-        class_index = self.class_of_category[category_id]
-        mask = None
-        try:
-            rgba = self.pool.get(pool_id).rgba
-        except CorruptCutOutError:  # the pool has logged it
-            pass
-        else:
-            placement = prepare_paste(
-                rgba,
-                (float(self.scale_mean[class_index]), float(self.scale_std[class_index])),
-                frame,
-                self.options,
-                rng,
-                bgr=self.image_format == "BGR",
-                inside=True,
-            )
-            if placement is not None:
-                _, (mask,) = paste_cutouts(image, frame.region, [], [placement], self.options)
+    def _finish(self, canvas: _Canvas) -> dict:
+        image, frame = canvas.image, canvas.frame
+        paste_cutouts(image, frame.region, [], canvas.placements, self.options)
+        classes = [self._class_of(pool_id) for pool_id, _ in canvas.keys]
+        pool_ids, numbers = np.array(canvas.keys, np.int64).T
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-            "image_id": scene["image_id"],
-            "placement": placement_number,
-            "height": original[0],
-            "width": original[1],
-            "instances": _one_instance(mask, class_index, pool_id, image.shape[:2]),
+            "image_id": canvas.scene["image_id"],
+            "placement": numbers,
+            "height": canvas.original[0],
+            "width": canvas.original[1],
+            "instances": _to_instances(canvas.masks, classes, pool_ids, image.shape[:2]),
         }
 
     def _read_scene(self, rng: np.random.Generator) -> tuple[dict, np.ndarray]:
@@ -127,19 +206,25 @@ class PlacementDataset(Dataset):
         )
 
 
-def _one_instance(
-    mask: LocalMask | None, class_index: int, pool_id: int, shape: tuple[int, int]
+def _to_instances(
+    masks: Sequence[LocalMask | None],
+    classes: Sequence[int],
+    pool_ids: np.ndarray,
+    shape: tuple[int, int],
 ) -> Instances:
+    boxes = torch.zeros(len(masks), 4)
+    bitmaps = torch.zeros(len(masks), *shape, dtype=torch.bool)
+    shown = [row for row, mask in enumerate(masks) if mask is not None]
+    if shown:
+        visible = [masks[row] for row in shown]
+        boxes[shown] = to_boxes(visible).tensor
+        bitmaps[shown] = to_bit_masks(visible, *shape).tensor
     instances = Instances(shape)
-    if mask is None:
-        instances.gt_boxes = Boxes(torch.zeros(1, 4))
-        instances.gt_masks = BitMasks(torch.zeros(1, *shape, dtype=torch.bool))
-    else:
-        instances.gt_boxes = to_boxes([mask])
-        instances.gt_masks = to_bit_masks([mask], *shape)
-    instances.gt_classes = torch.tensor([class_index])
-    instances.instance_source = torch.tensor([int(InstanceSource.PASTED)])
-    instances.pool_id = torch.tensor([pool_id])
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_masks = BitMasks(bitmaps)
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.instance_source = torch.full((len(masks),), int(InstanceSource.PASTED))
+    instances.pool_id = torch.from_numpy(pool_ids.copy())
     return instances
 
 

@@ -42,6 +42,6 @@ class GrowingPool:
         self._shown = number
 
 
-def pool_state(pool: InstancePool) -> dict[str, np.ndarray]:
-    """What a snapshot has of a growing pool: the names of its shards, (n,) str."""
+def pool_state(pool: InstancePool, number: int) -> dict[str, np.ndarray]:
+    """What snapshot ``number`` has of a growing pool: the names of its shards, (n,) str."""
     return {_SHARDS: np.array(pool.shards, dtype=np.str_)}

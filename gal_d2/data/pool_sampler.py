@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from gal_d2.data.pool import InstancePool
+from gal_d2.data.posterior_draw import choose_from_best
+from gal_d2.data.posterior_view import PosteriorView
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.errors import UserError
 
@@ -81,13 +84,17 @@ class UniformClassSampler:
 
     def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
         """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
-        categories = self.categories
-        if len(categories) == 0:
+        if len(self.categories) == 0:
             return np.empty(0, dtype=np.int64)
-        pool_ids = np.empty(num, dtype=np.int64)
-        for position, category in enumerate(rng.integers(len(categories), size=num)):
-            candidates = self.pool.ids(int(categories[category]))
-            pool_ids[position] = candidates[rng.integers(len(candidates))]
+        return self.draw_candidates(num, 1, rng)[:, 0]
+
+    def draw_candidates(self, rows: int, num: int, rng: np.random.Generator) -> np.ndarray:
+        """(rows, num) int64 pool ids: a category for each row, then its cut-outs, all uniformly."""
+        categories = self.categories
+        pool_ids = np.empty((rows, num), dtype=np.int64)
+        for row, category in enumerate(rng.integers(len(categories), size=rows)):
+            of_category = self.pool.ids(int(categories[category]))
+            pool_ids[row] = of_category[rng.integers(len(of_category), size=num)]
         return pool_ids
 
     def _find_categories(self) -> None:
@@ -95,75 +102,67 @@ class UniformClassSampler:
         self._categories = np.intersect1d(self.pool.category_ids, self._dataset_ids)
 
 
-class LedgerSampler(UniformClassSampler):
-    """Draws a category uniformly, then one of its cut-outs in proportion to its weight.
+@dataclass(frozen=True)
+class DrawRule:
+    """How a cut-out of a category is chosen; ``GAL.POOL``.
 
-    A cut-out that was never scored has weight 1, the highest. The others' weights come from what
-    training has found out about them (:func:`gal_d2.scoring.evidence.sampling_weights`), as it
-    stood at the snapshot that the step sees.
+    Attributes:
+        candidates: K, how many are looked at, drawn uniformly.
+        best: one of this many best of them is taken, uniformly.
+        temperature: factor on what is uncertain about them; 0: by the expected value.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    candidates: int = 12
+    best: int = 3
+    temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UserError(f"GAL.POOL.CANDIDATES is {self.candidates}: set it to 1 or more.")
+        if not 1 <= self.best <= self.candidates:
+            raise UserError(
+                f"GAL.POOL.BEST is {self.best}: set it to a value from 1 to GAL.POOL.CANDIDATES, "
+                f"{self.candidates}."
+            )
+        if self.temperature < 0:
+            raise UserError(f"GAL.POOL.TEMPERATURE is {self.temperature}: set it to 0 or more.")
+
+
+class PosteriorSampler(UniformClassSampler):
+    """Draws a category uniformly, then one of its cut-outs by what is known about them.
+
+    K candidates are drawn uniformly, each gets a value drawn from its posterior, and one of the
+    best few is taken, uniformly. So what is probably good is pasted most, and all of it alike; what
+    is uncertain has its chance; and a paste costs the same whatever the size of the pool.
 
     Args:
         pool, category_ids: as for :class:`UniformClassSampler`.
-        snapshots: with ``evidence.pool_ids``, (n,) ascending, and ``evidence.weights``, (n,).
+        view: what is known, as it stood at the snapshot that the step sees.
+        rule: see there.
     """
 
     def __init__(
-        self, pool: InstancePool, category_ids: Iterable[int], snapshots: Snapshots
+        self,
+        pool: InstancePool,
+        category_ids: Iterable[int],
+        view: PosteriorView,
+        rule: DrawRule | None = None,
     ) -> None:
         super().__init__(pool, category_ids)
-        self.snapshots = snapshots
-        self._key: tuple[int, int] | None = None
-        self._cumulative: dict[int, np.ndarray] = {}
+        self.view = view
+        self.rule = rule or DrawRule()
 
     def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
         """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
-        categories = self.categories
-        if len(categories) == 0:
+        if len(self.categories) == 0:
             return np.empty(0, dtype=np.int64)
-        key = self.snapshots.number(step), len(self.pool)
-        if key != self._key:
-            self._key, self._cumulative = key, {}
-        pool_ids = np.empty(num, dtype=np.int64)
-        chosen = categories[rng.integers(len(categories), size=num)].tolist()
-        for position, (category, part) in enumerate(zip(chosen, rng.random(num), strict=True)):
-            candidates = self.pool.ids(category)
-            cumulative = self._cumulative_weights(category, candidates, step)
-            place = int(np.searchsorted(cumulative, part * cumulative[-1], side="right"))
-            pool_ids[position] = candidates[min(place, len(candidates) - 1)]
-        return pool_ids
-
-    def _cumulative_weights(self, category: int, pool_ids: np.ndarray, step: int) -> np.ndarray:
-        """(n,) cumulative weights of a category's cut-outs; computed once a snapshot."""
-        if category not in self._cumulative:
-            known = self.snapshots.at(step)
-            nothing = np.empty(0)
-            weights = weights_of(
-                pool_ids,
-                known.get("evidence.pool_ids", nothing),
-                known.get("evidence.weights", nothing),
-            )
-            self._cumulative[category] = np.cumsum(weights)
-        return self._cumulative[category]
-
-
-def weights_of(pool_ids: np.ndarray, known_ids: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n,) float64: the weight of each of ``pool_ids`` (n,), 1 where it is not known.
-
-    Args:
-        pool_ids: asked for.
-        known_ids: (m,) ascending.
-        weights: (m,) of these.
-
-    Example:
-        >>> weights_of(np.array([3, 5, 9]), np.array([5, 7]), np.array([0.2, 0.4])).tolist()
-        [1.0, 0.2, 1.0]
-    """
-    found = np.ones(len(pool_ids))
-    if len(known_ids):
-        place = np.searchsorted(known_ids, pool_ids).clip(max=len(known_ids) - 1)
-        is_known = known_ids[place] == pool_ids
-        found[is_known] = weights[place[is_known]]
-    return found
+        self.view.follow(step)
+        pool_ids = self.draw_candidates(num, self.rule.candidates, rng)
+        values = self.view.draw_values(pool_ids, self.rule.temperature, rng)
+        return pool_ids[np.arange(num), choose_from_best(values, self.rule.best, rng)]
 
 
 def _some(category_ids: np.ndarray) -> str:
@@ -180,18 +179,17 @@ def uniform_class(
 
 
 @POOL_SAMPLER_REGISTRY.register()
-def ledger(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> LedgerSampler:
-    """Class uniform, then cut-out by how it scored in the training so far."""
-    if not cfg.GAL.SCORER.ENABLED:
+def posterior(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> PosteriorSampler:
+    """Class uniform, then a cut-out by what training and auditions have found out so far."""
+    if not cfg.GAL.SCORER.ENABLED or cfg.GAL.ACCEPT.UNIT != "instance":
         raise UserError(
-            "GAL.POOL.SAMPLER is 'ledger', which draws by the scores of the training, but "
-            "GAL.SCORER.ENABLED is off: turn it on, or set the sampler to uniform_class."
+            "GAL.POOL.SAMPLER is 'posterior', which draws by the scores of single instances: set "
+            "GAL.SCORER.ENABLED to True and GAL.ACCEPT.UNIT to instance, or the sampler to "
+            "uniform_class."
         )
-    if not 0 < cfg.GAL.POOL.MIN_WEIGHT <= 1:
-        raise UserError(
-            f"GAL.POOL.MIN_WEIGHT is {cfg.GAL.POOL.MIN_WEIGHT}: set it to a value in (0, 1]."
-        )
-    return LedgerSampler(pool, category_ids, Snapshots.from_config(cfg))
+    node = cfg.GAL.POOL
+    rule = DrawRule(node.CANDIDATES, node.BEST, node.TEMPERATURE)
+    return PosteriorSampler(pool, category_ids, PosteriorView(Snapshots.from_config(cfg)), rule)
 
 
 def build_pool_sampler(

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # torch's DataLoader has so many batches on order for each worker.
 PREFETCH_FACTOR = 2
+# A part that stores only what changed since the snapshot before stores all of it in each n-th one.
+KEYFRAME = 16
 _NAME = re.compile(r"(\d{9})\.npz")
 
 
@@ -104,10 +106,15 @@ class Snapshots:
         """
         number = self.number(step)
         if self._last is None or self._last[0] != number:
-            self._last = number, self._read(number)
+            self._last = number, self.read(number)
         return self._last[1]
 
-    def _read(self, number: int) -> dict[str, np.ndarray]:
+    def read(self, number: int) -> dict[str, np.ndarray]:
+        """The arrays of a snapshot; none of number 0 where there is no such file.
+
+        Raises:
+            UserError: as :meth:`at`.
+        """
         path = self.path(number)
         if number == 0 and not path.exists():
             return {}
@@ -155,8 +162,14 @@ class Snapshots:
             if step == 0 or number * self.period > step:
                 self.path(number).unlink(missing_ok=True)
         self._last = None
-        needed = range(self.number(step), step // self.period + 1)
-        return [number for number in needed if not self.path(number).is_file()]
+        needed = range(self._first_read(step), step // self.period + 1)
+        missing = [number for number in needed if not self.path(number).is_file()]
+        # What was stored as changes since a snapshot that is lost is of no use either.
+        return [number for number in needed if missing and number >= missing[0]]
+
+    def _first_read(self, step: int) -> int:
+        """The earliest snapshot that is read for a step: where the changes that it sees begin."""
+        return self.number(step) // KEYFRAME * KEYFRAME
 
     def prune(self, checkpoint: int, step: int) -> None:
         """Delete what is needed neither from ``step`` on nor to resume.
@@ -165,7 +178,7 @@ class Snapshots:
             checkpoint: the step that a resumed run would go on at.
             step: the step that comes next.
         """
-        to_resume = range(self.number(checkpoint), checkpoint // self.period + 1)
+        to_resume = range(self._first_read(checkpoint), checkpoint // self.period + 1)
         for number in self.numbers():
-            if number < self.number(step) and number not in to_resume:
+            if number < self._first_read(step) and number not in to_resume:
                 self.path(number).unlink(missing_ok=True)

@@ -35,8 +35,8 @@ from gal_d2.scoring.acceptance import (
     step_generator,
 )
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.ledger import LedgerWriter
+from gal_d2.scoring.posterior import Posterior
 from gal_d2.scoring.proposals import sample_proposals
 from gal_d2.scoring.scorer import ContributionScorer, RealBatch
 from gal_d2.visualization.contact_sheet import save_png
@@ -106,34 +106,35 @@ class Judge(ABC):
 
     Attributes:
         class_groups: (C,) int64, frequency group of each class, an index into ``GROUPS``.
-        evidence: the scores of each cut-out so far; None unless the pool's sampler asks for it.
+        posterior: what is known of each cut-out; None for a judge that scores no single ones.
         verdict: of the last step; None before the first.
     """
 
     def __init__(self, cfg: CfgNode, seed: int) -> None:
         metadata = load_metadata(cfg.DATASETS.TRAIN[0])
         self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
-        category_of_class = {
-            index: category
-            for category, index in metadata.thing_dataset_id_to_contiguous_id.items()
-        }
-        self.ledger = LedgerWriter(
-            Path(cfg.OUTPUT_DIR) / "ledger",
-            category_ids=[category_of_class[c] for c in range(len(category_of_class))],
-            category_frequency=metadata.category_frequency,
-            category_names=metadata.thing_classes,
-            rank=comm.get_rank(),
-            num_processes=comm.get_world_size(),
-        )
-        self.evidence: EvidenceStore | None = None
-        if cfg.GAL.POOL.SAMPLER == "ledger":
-            self.evidence = EvidenceStore.from_config(cfg)
+        self._metadata = metadata
+        self._output_dir = Path(cfg.OUTPUT_DIR)
+        self.ledger = self.open_ledger("ledger")
+        self.posterior: Posterior | None = None
         self.max_steps = cfg.SOLVER.MAX_ITER
         self.seed = seed
         self.step = 0
         self.image_ids: Sequence[int] = ()
         self.verdict: Verdict | None = None
         self._restored = False
+
+    def open_ledger(self, name: str) -> LedgerWriter:
+        """A ledger in the folder ``name`` of the run's output."""
+        class_of_category = self._metadata.thing_dataset_id_to_contiguous_id
+        return LedgerWriter(
+            self._output_dir / name,
+            category_ids=sorted(class_of_category, key=class_of_category.get),
+            category_frequency=self._metadata.category_frequency,
+            category_names=self._metadata.thing_classes,
+            rank=comm.get_rank(),
+            num_processes=comm.get_world_size(),
+        )
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
         """Say which step comes, and with which samples, before the model is called.
@@ -146,18 +147,9 @@ class Judge(ABC):
         return batch
 
     def record(self, contribution: Contribution, decision: Decision, seconds: float) -> None:
-        """Enter the step's N instances and what became of them. A collective call."""
+        """Enter the step's N instances and what became of them."""
         self.ledger.append(self.step, contribution, decision, self.image_ids)
-        if self.evidence is not None:
-            score = contribution.score.masked_fill(self._is_young(contribution), torch.nan)
-            self.evidence.update(
-                *(contribution.pool_id, contribution.gt_class, score, contribution.area, self.step)
-            )
         self.verdict = Verdict(contribution, decision, seconds)
-
-    def _is_young(self, contribution: Contribution) -> Tensor:
-        """(N,) bool: whose score is not worth remembering."""
-        return torch.zeros_like(contribution.score, dtype=torch.bool)
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
@@ -165,13 +157,13 @@ class Judge(ABC):
 
     def state_dict(self) -> dict:
         """Tensors, numbers and strings only, in nested dicts."""
-        return {} if self.evidence is None else {"evidence": self.evidence.state_dict()}
+        return {} if self.posterior is None else {"posterior": self.posterior.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what :meth:`state_dict` gave; a warning where it is of another kind."""
         self._restored = True
-        if self.evidence is not None:
-            self.evidence.load_state_dict(state.get("evidence", {}))
+        if self.posterior is not None:
+            self.posterior.load_state_dict(state.get("posterior", {}))
 
     def resume(self, step: int) -> None:
         """Make ready to go on at ``step``: take back what the ledger has of it and later steps."""
@@ -219,6 +211,7 @@ class InstanceJudge(Judge):
         self._probe: list[dict] = []
         self.scorer = build_scorer(cfg, roi_heads, self.class_groups)
         self.policy = build_acceptance_policy(cfg)
+        self.posterior = Posterior.from_config(cfg)
         self.min_age = cfg.GAL.ACCEPT.WARM_UP.MIN_AGE
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
@@ -245,6 +238,7 @@ class InstanceJudge(Judge):
             proposals=self._sample_proposals(proposals, targets, generator),
             probe=self._probe_batch(features, targets) if self.model is not None else None,
         )
+        self.posterior.update(contribution, self.step, leave_out=self.is_young(contribution))
         context = AcceptanceContext(
             step=self.step,
             max_steps=self.max_steps,
@@ -252,6 +246,7 @@ class InstanceJudge(Judge):
             class_age=self.scorer.cache.num_updates,
             reference=self.scorer.reference,
             generator=generator,
+            value=self._value(contribution),
         )
         decision = self.policy.decide(contribution, context)
         self.record(contribution, decision, time.perf_counter() - start)
@@ -303,7 +298,15 @@ class InstanceJudge(Judge):
             masks.append(mask)
         return masks
 
-    def _is_young(self, contribution: Contribution) -> Tensor:
+    def _value(self, contribution: Contribution) -> Tensor:
+        """(N,) float32 on the CPU; NaN for one that has no score yet or is not from the pool."""
+        pool_ids = contribution.pool_id.cpu().numpy()
+        value = torch.from_numpy(self.posterior.value(pool_ids)).float()
+        unknown = torch.from_numpy(self.posterior.get(pool_ids).count == 0)
+        return value.masked_fill(unknown, torch.nan)
+
+    def is_young(self, contribution: Contribution) -> Tensor:
+        """(N,) bool: whose score is not worth remembering, its class's direction being too new."""
         age = self.scorer.cache.num_updates[contribution.gt_class.cpu()]
         return (age < self.min_age).to(contribution.score.device)
 

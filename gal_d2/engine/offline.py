@@ -36,13 +36,12 @@ from tqdm import tqdm
 from gal_d2.data.category_identity import require_same_classes
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.copy_paste import PasteOptions
-from gal_d2.data.dataset_mapper import CopyPasteMapper, class_scales
+from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import load_metadata, require_dataset
-from gal_d2.data.placements import PlacementDataset, sample_per_category
+from gal_d2.data.placements import sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
-from gal_d2.data.statistics import category_statistics
+from gal_d2.engine.auditions import Auditioner
 from gal_d2.engine.judge import GROUPS, build_scorer
-from gal_d2.engine.trainer import autocast_dtype
 from gal_d2.errors import UserError
 from gal_d2.scoring.acceptance import Decision
 from gal_d2.scoring.ledger import Ledger, LedgerWriter
@@ -57,6 +56,7 @@ POLICY = "offline"  # in the ledger's column "policy"
 _MOMENTUM = 0.99
 _REAL_PER_CLASS_AND_STEP = 64
 _COUNTERFACTUALS_PER_STEP = 512
+_PER_IMAGE = 4  # cut-outs that are put together for each image of a batch
 # Of the first pass, which only has to find out what resembles what.
 _FIRST_PASS_REAL = 4
 
@@ -270,7 +270,16 @@ class _OfflinePass:
             _offline_scorer_config(cfg), model.roi_heads, Tensor(groups).long()
         )
         self.augmentations = utils.build_augmentation(cfg, is_train=False)
-        self.scenes = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False)
+        self.auditioner = Auditioner(
+            cfg,
+            model,
+            self.scorer,
+            scenes=get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False),
+            pool=pool,
+            class_of_category=self.class_of_category,
+            augmentations=self.augmentations,
+            seed=options.seed,
+        )
 
     # -- Directions
 
@@ -314,7 +323,8 @@ class _OfflinePass:
         real = self._batches(_RealScenes(self._mapper(), [dicts[i] for i in few]), "real objects")
         for samples in real:
             self._learn(samples)
-        for samples in self._batches(self._placements(_keys(sampled, 0)), "candidates"):
+        groups = self._groups(_keys(sampled, 0))
+        for samples in self._batches(self.auditioner.images(groups), "candidates", size=1):
             self._learn(samples)
 
         wanted = torch.zeros(num_classes, dtype=torch.bool)
@@ -342,7 +352,7 @@ class _OfflinePass:
         return CopyPasteMapper(augmentations=self.augmentations, image_format=self.cfg.INPUT.FORMAT)
 
     def _learn(self, samples: Sequence[dict]) -> None:
-        features, targets = self._features(samples)
+        features, targets = self.auditioner.features(samples)
         # With candidates among the targets it also takes down what these resemble.
         self.scorer.step(features, targets, [sample["image_id"] for sample in samples])
 
@@ -351,10 +361,15 @@ class _OfflinePass:
     def score(self, folder: Path) -> int:
         done = scored_placements(folder)
         pool_ids = np.concatenate([self.pool.ids(category) for category in self.categories])
+        # Cut-outs share images with others each time.
+        orders = [
+            np.random.default_rng((self.options.seed, number)).permutation(pool_ids)
+            for number in range(self.options.placements)
+        ]
         left = np.concatenate(
             [
-                _keys(pool_ids[~np.isin(pool_ids, done[done[:, 1] == number, 0])], number)
-                for number in range(self.options.placements)
+                _keys(ids[~np.isin(ids, done[done[:, 1] == number, 0])], number)
+                for number, ids in enumerate(orders)
             ]
         )
         first_step = next_step(folder)
@@ -366,7 +381,7 @@ class _OfflinePass:
             len(pool_ids) * self.options.placements - len(left),
         )
         rank, world = comm.get_rank(), comm.get_world_size()
-        mine = left[rank::world]
+        mine = self._groups(left)[rank::world]
         writer = LedgerWriter(
             folder,
             category_ids=sorted(self.class_of_category, key=self.class_of_category.get),
@@ -380,21 +395,19 @@ class _OfflinePass:
             total=len(left), unit=" placements", disable=None if comm.is_main_process() else True
         )
         with writer, bar:
-            loader = self._loader(self._placements(mine))
+            loader = self._loader(self.auditioner.images(mine), 1)
             for step, samples in enumerate(loader, first_step):
-                features, targets = self._features(samples)
-                image_ids = [sample["image_id"] for sample in samples]
-                contribution = self.scorer.score(features, targets, image_ids)
+                contribution = self.auditioner.score(samples)
                 accept = torch.ones(len(contribution), dtype=torch.bool)
                 writer.append(
                     step,
                     contribution,
                     Decision.uniform(accept, POLICY),
-                    image_ids,
-                    more={"placement": np.array([sample["placement"] for sample in samples])},
+                    [sample["image_id"] for sample in samples],
+                    more={"placement": np.concatenate([s["placement"] for s in samples])},
                 )
                 # The other processes keep about the same pace.
-                bar.update(min(len(samples) * world, len(left) - bar.n))
+                bar.update(min(len(contribution) * world, len(left) - bar.n))
                 if time.monotonic() - flushed >= self.options.flush_seconds:
                     writer.flush()
                     flushed = time.monotonic()
@@ -412,40 +425,32 @@ class _OfflinePass:
 
     # -- Common to both
 
-    def _placements(self, keys: np.ndarray) -> PlacementDataset:
-        scale_mean, scale_std = class_scales(
-            [category_statistics(name) for name in self.cfg.DATASETS.TRAIN]
-        )
-        return PlacementDataset(
-            keys,
-            scenes=self.scenes,
-            pool=self.pool,
-            class_of_category=self.class_of_category,
-            scale_mean=scale_mean,
-            scale_std=scale_std,
-            augmentations=self.augmentations,
-            image_format=self.cfg.INPUT.FORMAT,
-            options=PasteOptions.from_config(self.cfg),
-            seed=self.options.seed,
-        )
+    def _groups(self, keys: np.ndarray) -> list[np.ndarray]:
+        """Those of (N, 2) ``keys`` that share images; about as many as fill a batch."""
+        size = _PER_IMAGE * self.options.batch_size
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
 
-    def _loader(self, dataset: Dataset) -> Iterable[list[dict]]:
+    def _loader(self, dataset: Dataset, size: int) -> Iterable[list[dict]]:
+        """Samples of ``size`` items at a time."""
         return DataLoader(
             dataset,
-            batch_size=self.options.batch_size,
+            batch_size=size,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=_as_list,
+            collate_fn=_flat,
         )
 
-    def _batches(self, dataset: Dataset, what: str) -> Iterator[list[dict]]:
+    def _batches(
+        self, dataset: Dataset, what: str, size: int | None = None
+    ) -> Iterator[list[dict]]:
         """This process's share, batch by batch; every process gets the same number of batches.
 
         Where a share is short, its last batches are images without objects: learning is collective.
         """
+        size = size or self.options.batch_size
         rank, world = comm.get_rank(), comm.get_world_size()
         share = range(rank, len(dataset), world)
-        rounds = math.ceil(math.ceil(len(dataset) / world) / self.options.batch_size)
-        loader = iter(self._loader(torch.utils.data.Subset(dataset, share)))
+        rounds = math.ceil(math.ceil(len(dataset) / world) / size)
+        loader = iter(self._loader(torch.utils.data.Subset(dataset, share), size))
         bar = tqdm(
             range(rounds),
             desc=what,
@@ -453,19 +458,7 @@ class _OfflinePass:
             disable=None if comm.is_main_process() else True,
         )
         for _ in bar:
-            samples = [sample for sample in next(loader, []) if sample is not None]
-            yield samples or [_without_objects(dataset)]
-
-    @torch.no_grad()
-    def _features(self, samples: Sequence[dict]) -> tuple[dict[str, Tensor], list]:
-        """Feature maps as the ROI heads get them, and the targets, on the model's device."""
-        device = next(self.model.parameters()).device
-        dtype = autocast_dtype(self.cfg)
-        images = self.model.preprocess_image(samples)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            features = self.model.backbone(images.tensor)
-        features = {name: feature.float() for name, feature in features.items()}
-        return features, [sample["instances"].to(device) for sample in samples]
+            yield next(loader, []) or [_without_objects(dataset)]
 
 
 class _RealScenes(Dataset):
@@ -554,13 +547,19 @@ def _with_only(dicts: Sequence[dict], wanted: np.ndarray) -> list[dict]:
 
 def _without_objects(dataset: Dataset) -> dict:
     """The first sample that can be read, without its instances."""
-    samples = (dataset[index] for index in range(len(dataset)))
-    sample = next(sample for sample in samples if sample is not None)
+    items = (_flat([dataset[index]]) for index in range(len(dataset)))
+    sample = next(samples[0] for samples in items if samples)
     return {**sample, "instances": sample["instances"][:0]}
 
 
-def _as_list(samples: list) -> list:
-    return samples
+def _flat(items: list[dict | list[dict] | None]) -> list[dict]:
+    """The samples of items of which each is one, several, or (an unreadable image) none."""
+    return [
+        sample
+        for item in items
+        if item is not None
+        for sample in (item if isinstance(item, list) else [item])
+    ]
 
 
 def _some(values: Sequence) -> str:

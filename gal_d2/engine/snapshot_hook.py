@@ -10,18 +10,17 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from gal_d2.data.category_identity import names_in_state, require_same
-from gal_d2.data.pool import InstancePool
+from gal_d2.data.category_identity import Names, names_in_state, names_state, require_same
 from gal_d2.data.snapshots import Snapshots
-from gal_d2.scoring.evidence import EvidenceStore
 
 logger = logging.getLogger(__name__)
 
 CATEGORIES = "categories"
 """The source that says what category ids mean."""
 
-Source = Callable[[], Mapping[str, np.ndarray]]
-"""Gives the state of one part as named arrays; called on the main process only."""
+Source = Callable[[int], Mapping[str, np.ndarray]]
+"""Gives the state of one part as named arrays, for the snapshot of a number; called on the main
+process only."""
 
 
 class SnapshotHook(HookBase):
@@ -77,13 +76,18 @@ class SnapshotHook(HookBase):
             arrays[0] = {
                 f"{source}.{name}": array
                 for source, state in self.sources.items()
-                for name, array in state().items()
+                for name, array in state(number).items()
             }
         if comm.get_world_size() > 1:
             dist.broadcast_object_list(arrays)
         if comm.get_local_rank() == 0:  # each machine, in case they do not share the folder
             self.snapshots.write(number, arrays[0])
         comm.synchronize()  # no process makes samples that need it before
+
+
+def categories_source(names: Names) -> Source:
+    """What category ids mean, the same in every snapshot."""
+    return lambda number: names_state(names)
 
 
 def check_categories(snapshots: Snapshots, step: int, sources: Mapping[str, Source]) -> None:
@@ -93,41 +97,11 @@ def check_categories(snapshots: Snapshots, step: int, sources: Mapping[str, Sour
         UserError: they mean others.
     """
     if CATEGORIES in sources:
+        number = snapshots.number(step)
+        now = {f"{CATEGORIES}.{k}": array for k, array in sources[CATEGORIES](number).items()}
         require_same(
             names_in_state(snapshots.at(step), CATEGORIES),
-            names_in_state(
-                {f"{CATEGORIES}.{k}": v for k, v in sources[CATEGORIES]().items()}, CATEGORIES
-            ),
+            names_in_state(now, CATEGORIES),
             f"the snapshots in {snapshots.folder}",
             "resume with the annotations of the run so far, or start anew in another OUTPUT_DIR",
         )
-
-
-def evidence_source(
-    evidence: EvidenceStore,
-    pool: InstancePool,
-    class_of_category: Mapping[int, int],
-    *,
-    min_weight: float,
-) -> Source:
-    """What the sampler ``ledger`` reads: each scored cut-out's weight.
-
-    The arrays are ``pool_ids``, (n,) int64 ascending, and ``weights``, (n,) float64 relative to a
-    cut-out that was never scored.
-
-    Args:
-        evidence: of the judge.
-        pool: that is pasted from.
-        class_of_category: category id (as in the JSON) -> class index.
-        min_weight: of the poorest cut-out.
-    """
-
-    def state() -> dict[str, np.ndarray]:
-        pool_ids = np.sort(evidence.pool_ids)
-        pool_ids = pool_ids[pool.contains(pool_ids)]
-        categories, inverse = np.unique(pool.category_of(pool_ids), return_inverse=True)
-        classes = np.array([class_of_category[c] for c in categories.tolist()], dtype=np.int64)
-        weights = evidence.sampling_weights(pool_ids, classes[inverse], floor=min_weight)
-        return {"pool_ids": pool_ids, "weights": weights}
-
-    return state

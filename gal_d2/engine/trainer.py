@@ -22,26 +22,29 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
-from gal_d2.data.category_identity import dataset_names, names_state
+from gal_d2.data import posterior_view
+from gal_d2.data.augmentation import build_probe_augmentations
+from gal_d2.data.category_identity import dataset_names
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import require_dataset
+from gal_d2.data.pool import open_configured_pool
 from gal_d2.data.pool_growth import pool_state
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.stream import TrainingLoader, sample_seed
+from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
+from gal_d2.engine.precision import autocast_dtype
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
-from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, evidence_source
+from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
-
-AUTOCAST_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class GALTrainer(DefaultTrainer):
@@ -148,6 +151,8 @@ class GALTrainer(DefaultTrainer):
                     checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
                 )
             )
+        if self.cfg.GAL.POOL.SAMPLER == "posterior" and cfg.GAL.AUDITION.IMAGES != 0:
+            built.append(self.build_audition_hook())
         sources = self.build_snapshot_sources()
         if sources:
             built.append(
@@ -166,6 +171,39 @@ class GALTrainer(DefaultTrainer):
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         return built
 
+    def build_audition_hook(self) -> AuditionHook:
+        """What has cut-outs audition between steps.
+
+        Raises:
+            UserError: an option is out of range.
+        """
+        cfg = self.cfg
+        is_growing = cfg.GAL.GENERATOR.ENABLED
+        loader = self._trainer.data_loader
+        model = self.model.module if comm.get_world_size() > 1 else self.model
+        auditioner = Auditioner(
+            cfg,
+            model,
+            self.judge.scorer,
+            scenes=loader.dataset,
+            # Of its own: the mapper's shows what samples may see.
+            pool=open_configured_pool(cfg, allow_empty=is_growing),
+            class_of_category=loader.mapper.class_of_category,
+            augmentations=build_probe_augmentations(cfg),
+            seed=self.seed,
+        )
+        interleaver = self.interleaver
+        return AuditionHook(
+            auditioner,
+            self.judge,
+            lambda: interleaver.pool if interleaver else auditioner.pool,
+            period=cfg.GAL.AUDITION.PERIOD,
+            images=cfg.GAL.AUDITION.IMAGES,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            is_growing=is_growing,
+            checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+        )
+
     def build_snapshot_sources(self) -> dict[str, Source]:
         """State that changes while training and that samples depend on, by name."""
         sources: dict[str, Source] = {}
@@ -175,16 +213,12 @@ class GALTrainer(DefaultTrainer):
             # Ahead of the mapper's, which samples of the last steps were drawn from.
             pool = self.interleaver.pool if self.interleaver else pool
             sources["pool"] = functools.partial(pool_state, pool)
-        if self.judge and self.judge.evidence is not None and pool is not None:
-            sources["evidence"] = evidence_source(
-                self.judge.evidence,
-                pool,
-                mapper.class_of_category,
-                min_weight=self.cfg.GAL.POOL.MIN_WEIGHT,
+        if self.cfg.GAL.POOL.SAMPLER == "posterior" and pool is not None:
+            sources[posterior_view.SOURCE] = posterior_view.posterior_source(
+                self.judge.posterior.take_changes
             )
         if sources:
-            names = dataset_names(self.cfg.DATASETS.TRAIN[0])
-            sources[CATEGORIES] = functools.partial(names_state, names)
+            sources[CATEGORIES] = categories_source(dataset_names(self.cfg.DATASETS.TRAIN[0]))
         return sources
 
     def train(self) -> OrderedDict | None:
@@ -361,20 +395,6 @@ class StepSeed(HookBase):
     def before_step(self) -> None:
         position = self.trainer.iter * comm.get_world_size() + comm.get_rank()
         seed_all_rng(sample_seed(self.trainer.seed + 1, position) % 2**31)
-
-
-def autocast_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """The data type that ``SOLVER.AMP`` asks for; None for fp32.
-
-    CPUs compute fp16 slowly if at all: there "float16" means bfloat16.
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    if cfg.SOLVER.AMP.DTYPE not in AUTOCAST_DTYPES:
-        raise UserError(
-            f"SOLVER.AMP.DTYPE is '{cfg.SOLVER.AMP.DTYPE}': choose from {sorted(AUTOCAST_DTYPES)}."
-        )
-    return AUTOCAST_DTYPES["bfloat16" if cfg.MODEL.DEVICE == "cpu" else cfg.SOLVER.AMP.DTYPE]
 
 
 def build_training_sampler(cfg: CfgNode, dicts: list[dict], seed: int):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
@@ -168,11 +167,17 @@ class ClipImageFilter:
 
     def check(self, group: Sequence[Candidate]) -> list[Verdict]:
         """See :class:`gal_d2.generation.filters.InstanceFilter`."""
-        mean = self._mean_of(group[0].image.request.category_id)
+        cosines = self.likeness(
+            group[0].image.request.category_id, [candidate.rgba for candidate in group]
+        )
+        return [Verdict(float(c), bool(np.isnan(c) or c >= self.minimum)) for c in cosines]
+
+    def likeness(self, category_id: int, cut_outs: Sequence[np.ndarray]) -> np.ndarray:
+        """(n,) mean cosine of each cut-out (h, w, 4) uint8 with real objects; NaN without any."""
+        mean = self._mean_of(category_id)
         if mean is None:
-            return [Verdict(math.nan, True)] * len(group)
-        own = self._clip.embed_images([on_white(candidate.rgba) for candidate in group])
-        return [Verdict(float(cosine), bool(cosine >= self.minimum)) for cosine in own @ mean]
+            return np.full(len(cut_outs), np.nan, np.float32)
+        return self._clip.embed_images([on_white(rgba) for rgba in cut_outs]) @ mean
 
     def _mean_of(self, category_id: int) -> np.ndarray | None:
         # The mean of cosines is the cosine with the mean of unit vectors, left unnormalised.

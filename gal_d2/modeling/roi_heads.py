@@ -43,11 +43,15 @@ class ClassifiedRois:
     target: Tensor
 
 
-class _JudgedROIHeads:
-    """Mix-in: during training, ROIs of rejected targets are removed before any head's loss.
+IGNORED = -1
+"""Class of a target that no ROI may be sampled for; detectron2's sampling leaves it out."""
 
-    They never turn into background: a proposal that matches a rejected target is left out of the
-    sample altogether. The RPN has already been trained on all targets by then.
+
+class _JudgedROIHeads:
+    """Mix-in: during training, proposals that match rejected targets are ignored.
+
+    They are neither foreground nor background, and they take no place: ROIs are sampled from the
+    other proposals, as many as ever. The RPN has already been trained on all targets by then.
 
     Attributes:
         judge: asked once per training step; None accepts everything.
@@ -57,16 +61,9 @@ class _JudgedROIHeads:
 
     def forward(self, images, features, proposals, targets=None):
         if self.training and self.judge is not None:
-            for target, rejected in zip(
-                targets, self.judge(features, targets, proposals), strict=True
-            ):
-                # The prefix makes label_and_sample_proposals hand it on to the proposals.
-                target.gt_rejected = rejected
+            rejected = self.judge(features, targets, proposals)
+            targets = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
         return super().forward(images, features, proposals, targets)
-
-    def label_and_sample_proposals(self, proposals, targets):
-        sampled = super().label_and_sample_proposals(proposals, targets)
-        return [without_rejected(p, self.num_classes) for p in sampled]
 
     def classify(
         self,
@@ -125,22 +122,13 @@ def _matched_target(rois: Instances, num_classes: int) -> Tensor:
     return rois.gt_index.masked_fill(rois.gt_classes == num_classes, -1)
 
 
-def without_rejected(proposals: Instances, num_classes: int) -> Instances:
-    """Drop the foreground proposals whose field ``gt_rejected`` is True.
-
-    Args:
-        proposals: one image's, with ``gt_classes`` (``num_classes``: background) and, if the
-            image has targets, ``gt_rejected``.
-        num_classes: of the foreground.
-
-    Returns:
-        A subset without the field ``gt_rejected``.
-    """
-    if not proposals.has("gt_rejected"):
-        return proposals
-    dropped = proposals.gt_rejected & (proposals.gt_classes != num_classes)
-    proposals.remove("gt_rejected")
-    return proposals[~dropped] if dropped.any() else proposals
+def ignoring(target: Instances, rejected: Tensor) -> Instances:
+    """The same target with the class ``IGNORED`` where ``rejected`` (N,) bool is True."""
+    if not rejected.any():
+        return target
+    target = Instances(target.image_size, **target.get_fields())
+    target.gt_classes = target.gt_classes.masked_fill(rejected, IGNORED)
+    return target
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -184,15 +172,14 @@ class GALCascadeROIHeads(_JudgedROIHeads, CascadeROIHeads):
 
     @torch.no_grad()
     def _match_and_label_boxes(self, proposals, stage, targets):
-        """After each stage boxes are matched anew: those that now match a rejected target go."""
+        """After each stage boxes are matched anew: those that now match an ignored target go."""
         labelled = super()._match_and_label_boxes(proposals, stage, targets)
         kept = []
         for boxes, target in zip(labelled, targets, strict=True):
-            fields = [name for name in ("gt_rejected", "gt_index") if target.has(name)]
-            if len(target) and fields:
+            if len(target) and target.has("gt_index"):
                 quality = pairwise_iou(target.gt_boxes, boxes.proposal_boxes)
                 matched, _ = self.proposal_matchers[stage](quality)
-                for name in fields:
-                    boxes.set(name, target.get(name)[matched])
-            kept.append(without_rejected(boxes, self.num_classes))
+                boxes.gt_index = target.gt_index[matched]
+            ignored = boxes.gt_classes == IGNORED
+            kept.append(boxes[~ignored] if ignored.any() else boxes)
         return kept

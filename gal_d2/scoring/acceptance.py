@@ -24,7 +24,6 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.evidence import EvidenceStore
 from gal_d2.scoring.gathering import mean_over_processes
 from gal_d2.scoring.reference_window import ReferenceWindow
 
@@ -36,7 +35,6 @@ __all__ = [
     "BATCH_RULE_REGISTRY",
     "AcceptanceContext",
     "AcceptancePolicy",
-    "AccumulatedEvidence",
     "AlwaysAccept",
     "BatchDecision",
     "BatchPercentile",
@@ -93,6 +91,9 @@ class AcceptanceContext:
         reference: windows of recent *real* instances: their scores under ``"score"``, the losses of
             a head under ``loss_key(head)``.
         generator: randomness of this step and process (CPU); see :func:`step_generator`.
+        value: (N,) float32 on the CPU, what all scores of each cut-out so far, this one included,
+            say of it relative to its class (:mod:`gal_d2.scoring.posterior`); NaN where nothing is
+            known. None: not kept.
     """
 
     step: int
@@ -101,6 +102,7 @@ class AcceptanceContext:
     class_age: Tensor
     reference: Mapping[str, ReferenceWindow] = field(default_factory=dict)
     generator: torch.Generator | None = None
+    value: Tensor | None = None
 
     @property
     def progress(self) -> float:
@@ -123,13 +125,16 @@ class Decision:
 
     Attributes:
         accept: (N,) bool; True: its ROIs train the heads.
-        threshold: (N,) float32, what its score had to reach; NaN where no score decided.
+        value: (N,) float32, what was decided on: the score of this exposure, or what all of them
+            add up to; NaN where neither decided.
+        threshold: (N,) float32, what the value had to reach; NaN where none decided.
         policy: name of the policy.
         undecided: (N,) bool; True: the warm-up rule spoke, not the score.
         vetoed: (N,) bool; True: rejected for its loss although the policy had accepted it.
     """
 
     accept: Tensor
+    value: Tensor
     threshold: Tensor
     policy: str
     undecided: Tensor
@@ -137,12 +142,22 @@ class Decision:
 
     @classmethod
     def uniform(
-        cls, accept: Tensor, policy: str, *, threshold: float | Tensor = math.nan
+        cls,
+        accept: Tensor,
+        policy: str,
+        *,
+        value: float | Tensor = math.nan,
+        threshold: float | Tensor = math.nan,
     ) -> Decision:
-        """A decision without warm-up or veto; ``threshold`` is the same for all, or (N,)."""
+        """A decision without warm-up or veto; ``value`` and ``threshold`` are the same for all, or
+        (N,)."""
+
+        def column(number: float | Tensor) -> Tensor:
+            number = torch.as_tensor(number, dtype=torch.float32, device=accept.device)
+            return number.expand(accept.shape).clone()
+
         nothing = torch.zeros_like(accept)
-        threshold = torch.as_tensor(threshold, dtype=torch.float32, device=accept.device)
-        return cls(accept, threshold.expand(accept.shape).clone(), policy, nothing, nothing.clone())
+        return cls(accept, column(value), column(threshold), policy, nothing, nothing.clone())
 
 
 def _check_range(key: str, value: float, low: float, high: float) -> float:
@@ -229,11 +244,12 @@ class AcceptancePolicy(_Stateful, ABC):
     """Decides per pasted instance.
 
     Attributes:
-        across_classes: whether it compares scores of different classes with each other.
+        by_value: whether it decides on what a cut-out's scores add up to, not on this exposure's
+            score.
     """
 
     name: ClassVar[str]
-    across_classes: ClassVar[bool] = False
+    by_value: ClassVar[bool] = False
 
     @abstractmethod
     def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
@@ -304,6 +320,8 @@ class ScorePolicy(AcceptancePolicy):
     def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
         device = contribution.score.device
         score = contribution.score.detach().float().cpu()
+        if self.by_value and context.value is not None:
+            score = context.value
         classes = contribution.gt_class.detach().long().cpu()
         old_enough = context.class_age.cpu()[classes] >= self.warm_up.min_age
         settled = score.isfinite() & old_enough
@@ -314,6 +332,7 @@ class ScorePolicy(AcceptancePolicy):
         threshold = threshold.masked_fill(undecided, torch.nan)
         return Decision(
             accept.to(device),
+            score.masked_fill(undecided, torch.nan).to(device),
             threshold.to(device),
             self.name,
             undecided.to(device),
@@ -332,7 +351,7 @@ class ScorePolicy(AcceptancePolicy):
 
         Args:
             contribution: of N instances.
-            score: (N,) float32 on the CPU.
+            score: (N,) float32 on the CPU, what to decide on.
             settled: (N,) bool on the CPU; the answer matters only where it is True.
             context: as for :meth:`decide`.
         """
@@ -371,7 +390,7 @@ class QuantileAccept(ScorePolicy):
         warm_up: rule for the undecided.
     """
 
-    across_classes = True
+    by_value = True
 
     @configurable
     def __init__(
@@ -434,7 +453,7 @@ class TopKAccept(ScorePolicy):
     scores the earlier row wins.
     """
 
-    across_classes = True
+    by_value = True
 
     @configurable
     def __init__(self, *, k: int = 5, warm_up: WarmUp | None = None) -> None:
@@ -483,69 +502,6 @@ class CalibratedAccept(ScorePolicy):
         window = context.reference_for(SCORE_KEY)
         threshold = window.quantile(contribution.gt_class, self.percentile / 100)
         return score > threshold, threshold
-
-
-class AccumulatedEvidence(AcceptancePolicy):
-    """Lets another policy judge what a cut-out's scores so far add up to, not the last one alone.
-
-    That is the estimate of :mod:`~gal_d2.scoring.evidence`, with the scores of the step itself:
-    relative to the class's level for a policy that compares instances of different classes
-    (:attr:`AcceptancePolicy.across_classes`), and on top of that level for any other. A cut-out
-    without a score this time is judged by its earlier ones. Scores of a class whose cache is young
-    are not remembered. An instance that is not from the pool is judged by its score.
-
-    Args:
-        policy: the policy that decides.
-        evidence: where the scores are collected.
-        min_age: updates that a class's cache needs before its scores are remembered.
-    """
-
-    @configurable
-    def __init__(
-        self, *, policy: AcceptancePolicy, evidence: EvidenceStore, min_age: int = 20
-    ) -> None:
-        self.policy = policy
-        self.name = f"{policy.name}+evidence"
-        self.evidence = evidence
-        self.min_age = _check_at_least("WARM_UP.MIN_AGE", min_age, 0)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, *, policy: AcceptancePolicy) -> dict[str, Any]:
-        return {
-            "policy": policy,
-            "evidence": EvidenceStore.from_config(cfg),
-            "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
-        }
-
-    def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
-        score = contribution.score.detach().float().cpu()
-        pool_ids = contribution.pool_id.detach().cpu()
-        classes = contribution.gt_class.detach().cpu()
-        young = context.class_age.cpu()[classes] < self.min_age
-        self.evidence.update(
-            pool_ids,
-            classes,
-            score.masked_fill(young, torch.nan),
-            contribution.area.detach().cpu(),
-            context.step,
-        )
-        known = self.evidence.get(pool_ids, classes)
-        estimate, level = torch.from_numpy(known.shrunk), torch.from_numpy(known.level)
-        if self.policy.across_classes:
-            score = score - level
-        else:
-            estimate = estimate + level
-        score = torch.where(torch.from_numpy(known.count > 0), estimate, score).float()
-        score = score.to(contribution.score.device)
-        decision = self.policy.decide(replace(contribution, score=score), context)
-        return replace(decision, policy=self.name)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "evidence": self.evidence.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state.get("policy", {}))
-        self.evidence.load_state_dict(state.get("evidence", {}))
 
 
 class MaskLossVeto(AcceptancePolicy):
@@ -630,7 +586,7 @@ class BatchDecision:
     def for_instances(self, count: int, device: torch.device | str = "cpu") -> Decision:
         """The same answer for each of ``count`` instances."""
         accept = torch.full((count,), self.accept, dtype=torch.bool, device=device)
-        return Decision.uniform(accept, self.policy, threshold=self.threshold)
+        return Decision.uniform(accept, self.policy, value=self.cosine, threshold=self.threshold)
 
 
 class BatchRule(_Stateful, ABC):
@@ -723,14 +679,12 @@ def _look_up(registry: Registry, cfg: CfgNode) -> type:
 
 
 def build_acceptance_policy(cfg: CfgNode) -> AcceptancePolicy:
-    """The policy that ``cfg.GAL.ACCEPT`` describes, with evidence and veto where they are on.
+    """The policy that ``cfg.GAL.ACCEPT`` describes, with the veto where it is on.
 
     Raises:
         UserError: an unknown name or a value out of range.
     """
     policy = _look_up(ACCEPTANCE_REGISTRY, cfg)(cfg)
-    if cfg.GAL.ACCEPT.EVIDENCE.ENABLED:
-        policy = AccumulatedEvidence(cfg, policy=policy)
     if cfg.GAL.ACCEPT.VETO.ENABLED:
         policy = MaskLossVeto(cfg, policy=policy)
     return policy

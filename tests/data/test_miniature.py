@@ -15,6 +15,7 @@ from lvis import LVIS
 
 from gal_d2.data import miniature as module
 from gal_d2.data.miniature import CATEGORIES, KINDS, STAMP, MiniatureConfig, prepare_miniature
+from gal_d2.data.miniature_faults import kind_counts
 from gal_d2.data.pool import InstancePool
 from gal_d2.errors import UserError
 
@@ -255,7 +256,41 @@ def test_shares_of_the_kinds(small):
     for category_id, category in enumerate(CATEGORIES, start=1):
         found = [counts[category_id, kind] for kind in KINDS]
         # Of 20: good, wrong, noise, misplaced are 25, 65, 5, 5 % or 50, 30, 10, 10 %.
-        assert found == ([5, 13, 1, 1] if category.ambiguous else [10, 6, 2, 2])
+        assert found == ([5, 13, 1, 1] if category.ambiguous else [10, 6, 2, 2]) + [0] * 4
+
+
+def test_other_faults_are_in_the_pool_and_in_the_truth(tmp_path):
+    config = dataclasses.replace(
+        TINY,
+        **{"pool_per_category": 10, "wrong": 0.1, "noise": 0.0, "misplaced": 0.0},
+        **{"blur": 0.2, "colour": 0.1, "cut_off": 0.2, "two_objects": 0.1, "ambiguous_wrong": 0.1},
+    )
+    output = prepare_miniature(tmp_path / "m", tmp_path / "s", config)
+    rows = truth(output)
+    counts = Counter(row["kind"] for row in rows)
+    assert [counts[kind] for kind in KINDS] == [30, 10, 0, 0, 20, 10, 20, 10]
+    pool = InstancePool(output / "pool")
+    assert all((pool.get(row["pool_id"]).rgba[..., 3] >= 128).any() for row in rows)
+    assert json.loads((output / STAMP).read_text())["config"]["blur"] == 0.2
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.3, 0.6, 0.8])
+def test_the_share_of_bad_ones_can_be_set(bad):
+    config = MiniatureConfig(bad=bad)
+    counts = np.array([kind_counts(shares, 300) for shares in config.fault_shares()])
+    assert counts[:, 1:].sum() / counts.sum() == pytest.approx(bad, abs=0.002)
+    default = [kind_counts(shares, 300) for shares in MiniatureConfig().fault_shares()]
+    assert (counts.tolist() == default) == (bad == 0.6)
+    assert (counts[:, 0] > 0).all()
+
+
+def test_later_options_leave_what_was_made_before_valid():
+    assert module._stamp(MiniatureConfig())["config"] == {
+        **{"seed": 0, "train_images": 600, "val_images": 200, "pool_per_category": 300},
+        **{"wrong": 0.3, "noise": 0.1, "misplaced": 0.1, "ambiguous_wrong": 0.65},
+        "object_source": "auto",
+    }
+    assert module._stamp(MiniatureConfig(bad=0.0))["config"]["bad"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -276,9 +311,9 @@ def test_shares_of_the_kinds(small):
 )
 def test_kind_counts_at_the_limits(shares, usual, ambiguous):
     config = MiniatureConfig(pool_per_category=10, **shares)
-    by_name = {category.name: category for category in CATEGORIES}
-    assert module._kind_counts(by_name["coat"], config) == usual
-    assert module._kind_counts(by_name["jersey"], config) == ambiguous
+    for category, shares_of_faults in zip(CATEGORIES, config.fault_shares(), strict=True):
+        counts = kind_counts(shares_of_faults, 10)
+        assert counts == (ambiguous if category.ambiguous else usual) + [0] * 4
 
 
 # -------------------------------------------------------------------------- the folder's life

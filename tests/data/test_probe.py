@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 
 from gal_d2.config import add_gal_config
 from gal_d2.data.probe import ProbeImages, hold_out, probe_samples, split_probe, uses_probe
+from gal_d2.engine.setup import load_config
 from gal_d2.errors import UserError
 
 
@@ -100,3 +101,11 @@ def test_draws_are_of_the_given_classes():
 
 def test_samples_of_a_batch():
     assert probe_samples([{"probe": [1, 2]}, {}, {"probe": [3]}]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("prefix", ["miniature", "lvis"])
+def test_the_published_recipe_trains_on_as_many_images_as_the_others(repository, prefix):
+    cfg = load_config(str(repository / f"configs/{prefix}_batch.yaml"))
+    dicts = [make_dict(i, i % 5) for i in range(40)]
+    train, probe = split_probe(cfg, dicts)
+    assert uses_probe(cfg) and train == probe == dicts
