@@ -1,6 +1,7 @@
 # make demo   set up, train on the miniature, pasting what helps, evaluate, draw pictures
 # make rank   best and worst cut-outs of a category, by the demo's model (or WEIGHTS, CATEGORY)
 # make test   set up, run the tests
+# make slow   the tests that take long: thorough fuzzing, runs on Ray
 # make lint   ruff
 # All do all their set-up themselves and are quick when nothing has changed.
 
@@ -17,7 +18,7 @@ MINIATURE := datasets/miniature/.complete
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
 
-.PHONY: setup miniature demo rank pictures test lint clean
+.PHONY: setup miniature demo rank pictures test slow lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
@@ -53,7 +54,10 @@ pictures: demo
 	cp "$$(ls output/miniature_gal/decisions/*.png | tail -n 1)" docs/images/decisions.png
 
 test: $(VENV)/.complete
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.complete
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

@@ -174,6 +174,11 @@ class CheckpointStore(DetectionCheckpointer):
             )
         if "ema" in self.checkpointables and "ema" in checkpoint:
             self._check_average(checkpoint["ema"]["average"])
+        elif "ema" in self.checkpointables and not resumes:
+            logger.warning(
+                "%s has no average of weights (SOLVER.EMA): those of its last step are used.",
+                self._label,
+            )
 
     # -- What is compared
 

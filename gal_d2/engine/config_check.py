@@ -65,7 +65,7 @@ def check_config(cfg: CfgNode) -> None:
         node = cfg
         for part in key.split("."):
             node = node[part]
-        if not (math.isfinite(node) and holds(node)):
+        if not (isinstance(node, int | float) and math.isfinite(node) and holds(node)):
             raise UserError(f"{key} is {node}: set it to {expected}.")
     if cfg.GAL.DATA.LSJ.MIN_SCALE > cfg.GAL.DATA.LSJ.MAX_SCALE:
         raise UserError(

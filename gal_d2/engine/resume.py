@@ -34,6 +34,7 @@ _FIXED: dict[str, str | None] = {
     "MODEL.WEIGHTS": "a resumed run goes on with its checkpoint's weights and never reads it",
     "GAL.POOL.ROOT": "what is known of each cut-out belongs to the other pool",
     "GAL.POOL.SAMPLER": "the snapshots that samples are drawn from are those of the other one",
+    "GAL.POSTERIOR": "what is known of each cut-out was added up by it",
     "GAL.SNAPSHOTS": "the snapshots that are there are numbered by it",
     "GAL.SCORER": "scores from before and after could not be compared",
     "GAL.SCORER.ENABLED": None,

@@ -144,6 +144,13 @@ def test_an_average_that_does_not_fit(store, tmp_path: Path):
     store(THREE, other).load_trained(path)  # where it is not asked for, it does not matter
 
 
+def test_a_model_without_an_average_is_named(store, tmp_path: Path, caplog):
+    path = saved(store, THREE, tmp_path)
+    model = Detector(3)
+    store(THREE, model, ema=ModelEMA(model, 0.9)).load_trained(path, ["ema"])
+    assert "has no average of weights (SOLVER.EMA)" in caplog.text
+
+
 def test_a_start_takes_what_fits_and_says_the_rest_in_one_line(store, tmp_path: Path, caplog):
     path = saved(store, THREE, tmp_path)
     start = store(FIVE)

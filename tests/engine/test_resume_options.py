@@ -63,7 +63,14 @@ TAKES_EFFECT = {
         ("GAL.DATA.LSJ.IMAGE_SIZE", 99),
     ],
     "pasting": [("GAL.COPY_PASTE.MAX_PASTES", 2), ("GAL.COPY_PASTE.ENABLED", False)],
-    "allowed cut-outs": [("GAL.POOL.ALLOW_LIST", "list.parquet"), ("GAL.POOL.MIN_WEIGHT", 0.7)],
+    "allowed cut-outs": [("GAL.POOL.ALLOW_LIST", "list.parquet")],
+    "draw from the posterior, auditions": [
+        ("GAL.POOL.CANDIDATES", 5),
+        ("GAL.POOL.BEST", 1),
+        ("GAL.POOL.TEMPERATURE", 0.1),
+        ("GAL.AUDITION.IMAGES", 0.9),
+        ("GAL.AUDITION.PERIOD", 9),
+    ],
     "generator": [("GAL.GENERATOR.ENABLED", True), ("GAL.GENERATOR.PERIOD", 9)],
     "scoring on or off": [("GAL.SCORER.ENABLED", False), ("GAL.SCORER.PICTURE_PERIOD", 9)],
     "acceptance": [("GAL.ACCEPT.POLICY", "always"), ("GAL.ACCEPT.RATE", 0.25)],
@@ -94,6 +101,7 @@ REFUSED = {
         ("GAL.SNAPSHOTS.PERIOD", 9),
         ("GAL.SNAPSHOTS.LAG", 9),
     ],
+    "posterior": [("GAL.POSTERIOR.SIGNALS", ["score"]), ("GAL.POSTERIOR.PRIOR_COUNT", 9.0)],
     "score": [
         ("GAL.SCORER.HEADS", ["box"]),
         ("GAL.SCORER.SCORE_WEIGHTS", [0.5, 0.5]),
