@@ -10,11 +10,7 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-<<<<<<< HEAD
-from gal_d2.data.category_identity import names_in_state, require_same
-=======
 from gal_d2.data.category_identity import Names, names_in_state, names_state, require_same
->>>>>>> ids
 from gal_d2.data.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -87,14 +83,11 @@ class SnapshotHook(HookBase):
         if comm.get_local_rank() == 0:  # each machine, in case they do not share the folder
             self.snapshots.write(number, arrays[0])
         comm.synchronize()  # no process makes samples that need it before
-<<<<<<< HEAD
-=======
 
 
 def categories_source(names: Names) -> Source:
     """What category ids mean, the same in every snapshot."""
     return lambda number: names_state(names)
->>>>>>> ids
 
 
 def check_categories(snapshots: Snapshots, step: int, sources: Mapping[str, Source]) -> None:
@@ -108,13 +101,7 @@ def check_categories(snapshots: Snapshots, step: int, sources: Mapping[str, Sour
         now = {f"{CATEGORIES}.{k}": array for k, array in sources[CATEGORIES](number).items()}
         require_same(
             names_in_state(snapshots.at(step), CATEGORIES),
-<<<<<<< HEAD
-            names_in_state(
-                {f"{CATEGORIES}.{k}": v for k, v in sources[CATEGORIES](0).items()}, CATEGORIES
-            ),
-=======
             names_in_state(now, CATEGORIES),
->>>>>>> ids
             f"the snapshots in {snapshots.folder}",
             "resume with the annotations of the run so far, or start anew in another OUTPUT_DIR",
         )

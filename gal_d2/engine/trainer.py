@@ -27,12 +27,8 @@ from torch.utils.data import DataLoader
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data import posterior_view
 from gal_d2.data.augmentation import build_probe_augmentations
-<<<<<<< HEAD
-from gal_d2.data.category_identity import dataset_names, names_state
-from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
-=======
 from gal_d2.data.category_identity import dataset_names
->>>>>>> ids
+from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
 from gal_d2.data.dataset_mapper import CopyPasteMapper
 from gal_d2.data.datasets import DatasetNotFoundError, load_metadata, require_dataset
 from gal_d2.data.evaluation_mapper import EvaluationMapper
@@ -50,18 +46,12 @@ from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
 from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
-<<<<<<< HEAD
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
-from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source
-from gal_d2.engine.summary import end_summary, start_summary
-=======
-from gal_d2.engine.precision import autocast_dtype
-from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
->>>>>>> ids
+from gal_d2.engine.summary import end_summary, start_summary
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
@@ -248,12 +238,7 @@ class GALTrainer(DefaultTrainer):
                 self.judge.posterior.take_changes
             )
         if sources:
-<<<<<<< HEAD
-            names = dataset_names(self.cfg.DATASETS.TRAIN[0])
-            sources[CATEGORIES] = lambda number: names_state(names)
-=======
             sources[CATEGORIES] = categories_source(dataset_names(self.cfg.DATASETS.TRAIN[0]))
->>>>>>> ids
         return sources
 
     def train(self) -> OrderedDict | None:
