@@ -20,6 +20,8 @@ from gal_d2.engine.auditions import FOLDER
 from gal_d2.scoring.ledger import Ledger
 
 STEPS, CHECKPOINT_PERIOD = 10, 3
+# Within step 7, with the checkpoint of step 6 the last: two steps are done again.
+KILL_AT = 7
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
 
 
@@ -111,7 +113,7 @@ def kill_and_resume(
     straight, resumed = folder / "straight", folder / "resumed"
     options = ("SEED", "11", *options, "DATALOADER.NUM_WORKERS")
     assert run(lvis_root, repository, straight, *options, "0", config=config) == 0
-    killed = run(lvis_root, repository, resumed, *options, "2", kill_at=STEPS - 2, config=config)
+    killed = run(lvis_root, repository, resumed, *options, "2", kill_at=KILL_AT, config=config)
     assert killed == -signal.SIGKILL and not (resumed / "model_final.pth").exists()
     assert run(lvis_root, repository, resumed, "--resume", *options, "2", config=config) == 0
     return straight, resumed
@@ -157,7 +159,7 @@ def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(lvis_root, reposito
 
 def test_a_random_seed_is_kept_in_the_checkpoint(lvis_root, repository, tmp_path):
     """SEED -1: the resumed run goes on with the seed that the first one drew."""
-    assert run(lvis_root, repository, tmp_path, kill_at=STEPS - 2) == -signal.SIGKILL
+    assert run(lvis_root, repository, tmp_path, kill_at=KILL_AT) == -signal.SIGKILL
     checkpoint = torch.load(tmp_path / "model_0000002.pth", map_location="cpu")
     seed = checkpoint["trainer"]["seed"]
     assert run(lvis_root, repository, tmp_path, "--resume") == 0
