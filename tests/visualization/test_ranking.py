@@ -138,9 +138,7 @@ def test_a_long_title_is_not_cut(tmp_path):
     rows = best_and_worst(of_a_category(1), 8)
     options = {"value_name": "combined score, mean of a cut-out's exposures (1 cut-outs)"}
     paths = [
-        save_best_and_worst(
-            *best_and_worst(ranked(1), 8), tmp_path / f"{k}.png", title=t, **options
-        )
+        save_best_and_worst(*rows, tmp_path / f"{k}.png", title=t, **options)
         for k, t in enumerate(["bun", title])
     ]
     short, long = (np.asarray(Image.open(path).convert("L")) for path in paths)
