@@ -2,6 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class UserError(Exception):
     """Bad input. The message names the file, the field and the remedy in one sentence."""
+
+
+# What the system says where a folder, a disk or a right is not as it has to be.
+_OF_THE_SYSTEM = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EMFILE),
+    }
+)
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What a user reads in place of a traceback; None where the traceback is what helps.
+
+    Example:
+        >>> sentence_of(UserError("--top is 0: set it to 1 or more."))
+        '--top is 0: set it to 1 or more.'
+        >>> sentence_of(ValueError("a bug")) is None
+        True
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; see to its permissions and to room, or name another path."
+    if isinstance(error, FloatingPointError):  # detectron2's, of the loss
+        reason = " ".join(str(error).split())
+        return f"{reason} Lower SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return (
+            "the GPU's memory is too small: lower SOLVER.IMS_PER_BATCH, GAL.DATA.LSJ.IMAGE_SIZE or "
+            "GAL.GENERATOR.BATCH_SIZE."
+        )
+    return None

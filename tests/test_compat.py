@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import types
 
 import detectron2.utils.env  # noqa: F401  (prepared now, if it was not before)
@@ -47,3 +49,20 @@ def test_an_old_detectron2_is_refused(monkeypatch):
     monkeypatch.setattr(detectron2, "__version__", "0.5")
     with pytest.raises(ImportError, match=r"0.5 is too old.*install_detectron2"):
         compat.apply()
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import detectron2", "from detectron2.config import get_cfg", "import gal_d2", "import torch"],
+)
+def test_either_may_be_imported_first(first):
+    """What of detectron2 imports without help may come before this package."""
+    code = (
+        f"{first}\nimport gal_d2\nimport detectron2.data.build as build\n"
+        "from detectron2 import _C, model_zoo\nfrom PIL import Image\n"
+        "assert hasattr(Image, 'LINEAR') and build.np.int is int\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr

@@ -50,7 +50,6 @@ _RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "GAL.DATA.LSJ.MAX_SCALE": (lambda v: v > 0, "a finite number above 0"),
     "GAL.SCORER.PICTURE_PERIOD": (lambda v: v >= 0, "0 (no pictures) or more"),
     "GAL.SNAPSHOTS.PERIOD": (lambda v: v >= 1, "1 or more"),
-    "GAL.SNAPSHOTS.LAG": (lambda v: v >= 1, "1 or more"),
 }
 _LR_SCHEDULERS = ("WarmupCosineLR", "WarmupMultiStepLR")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from gal_d2.errors import UserError
+from gal_d2.errors import sentence_of
 
 # Longer messages of detectron2 are listings: the environment, the config, the model.
 _MOST_LINES = 3
@@ -21,7 +21,7 @@ class ConsoleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is shown."""
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, UserError):
+        if error is not None and sentence_of(error) is not None:
             return False
         if record.name.split(".")[0] == "gal_d2" or record.levelno >= logging.WARNING:
             return True

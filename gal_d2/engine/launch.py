@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from gal_d2.engine.arguments import check_arguments
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, sentence_of
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -86,14 +86,20 @@ def launch(
 
 
 def run_tool(main: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call ``main``; a :class:`UserError` becomes one sentence on stderr and exit status 1."""
+    """Call ``main``; a user's mistake becomes one sentence on stderr and exit status 1."""
     try:
         return main(*args, **kwargs)
-    except UserError as error:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
         # Where nobody imported it, there is one process.
         comm = sys.modules.get("detectron2.utils.comm")
         if comm is None or comm.is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
 
 

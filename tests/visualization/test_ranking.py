@@ -5,11 +5,13 @@ import io
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from gal_d2.visualization.ranking import (
     NEUTRAL,
     RankedCutOut,
+    best_and_worst,
     on_neutral,
     save_best_and_worst,
     save_gallery,
@@ -109,3 +111,37 @@ def test_an_unreadable_cut_out_is_listed(tmp_path):
     cut_out = RankedCutOut(None, None, None, 7)
     page = save_gallery([cut_out], tmp_path / "a.html", title="a", value_name="phi").read_text()
     assert "<td class=c>unreadable</td>" in page and "<td class=i>7</td>" in page
+
+
+def of_a_category(count: int) -> list[RankedCutOut]:
+    return [RankedCutOut(square((9, 9, k)), k + 1, -float(k), k) for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "top", "best", "worst"),
+    [
+        (1, 8, [0], []),
+        (2, 8, [0], [1]),
+        (5, 8, [0, 1, 2], [4, 3]),
+        (16, 8, list(range(8)), list(range(15, 7, -1))),
+        (20, 3, [0, 1, 2], [19, 18, 17]),
+    ],
+)
+def test_none_of_few_is_shown_twice(count, top, best, worst):
+    rows = best_and_worst(of_a_category(count), top)
+    assert [[c.pool_id for c in row] for row in rows] == [best, worst]
+
+
+def test_a_long_title_is_not_cut(tmp_path):
+    """One cut-out makes a narrow picture: what stands above it takes several lines."""
+    title = "sandal_(type_of_shoe): cut-outs ranked by own_data, ledger output/own_data/pool_scores"
+    rows = best_and_worst(of_a_category(1), 8)
+    options = {"value_name": "combined score, mean of a cut-out's exposures (1 cut-outs)"}
+    paths = [
+        save_best_and_worst(*rows, tmp_path / f"{k}.png", title=t, **options)
+        for k, t in enumerate(["bun", title])
+    ]
+    short, long = (np.asarray(Image.open(path).convert("L")) for path in paths)
+    assert short.shape[1] == long.shape[1] and short.shape[0] < long.shape[0]
+    # Nothing is drawn at the sides, where a cut letter would be.
+    assert (long[:, :3] == 255).all() and (long[:, -3:] == 255).all()
