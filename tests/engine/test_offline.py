@@ -85,8 +85,8 @@ def test_one_row_for_each_placement(uninterrupted, lvis_root):
 @pytest.fixture(scope="module")
 def killed(lvis_root, repository, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("killed")
-    assert run(lvis_root, repository, output, kill_at=3) == -signal.SIGKILL
-    assert len(scored_placements(output / "scores")) == 3 * small_offline.GROUP
+    assert run(lvis_root, repository, output, kill_at=2) == -signal.SIGKILL
+    assert len(scored_placements(output / "scores")) == 2 * small_offline.GROUP
     return output
 
 
