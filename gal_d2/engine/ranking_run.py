@@ -101,6 +101,8 @@ def write(
     """Picture, tables and page of a category; ``stem`` is their path without the suffix."""
     if top < 1:
         raise UserError(f"--top is {top}: set it to 1 or more.")
+    if not 10 <= dpi <= 1200:
+        raise UserError(f"--dpi is {dpi}: set it to 10 to 1200.")
     table = rank(ledger, category_id, by)
     in_pool = pool.contains(table["pool_id"].to_numpy())
     if not in_pool.any():

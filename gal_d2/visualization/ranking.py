@@ -153,7 +153,8 @@ def best_and_worst(
 
 def _wrapped(text: str, inches: float, size: float) -> str:
     """Text of a font size in lines that fit a width; a letter is 0.6 of the size, or less."""
-    return textwrap.fill(text, max(20, int(inches * 72 / (0.6 * size))))
+    width = max(20, int(inches * 72 / (0.6 * size)))
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def save_gallery(

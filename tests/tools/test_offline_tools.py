@@ -190,6 +190,7 @@ def test_an_empty_pool(scores, workplace, tmp_path):
         (["--category", "air conditioner"], "no cut-outs of air_conditioner; it has some of"),
         (["--category", "almond", "--by", "clip"], "--by is 'clip', but the ledger"),
         (["--category", "almond", "--top", "0"], "--top is 0"),
+        (["--category", "almond", "--dpi", "0"], "--dpi is 0"),
         ([], "give one --category to rank"),
     ],
 )
