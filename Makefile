@@ -41,7 +41,7 @@ $(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_f
 
 demo: $(VENV)/.complete $(MINIATURE)
 	$(BIN)/python tools/demo.py
-	$(BIN)/python benchmarks/acceptance.py output/miniature_gal
+	$(BIN)/python benchmarks/pasted.py output/miniature_gal
 
 rank: $(VENV)/.complete $(MINIATURE)
 	@test -f "$(WEIGHTS)" || { echo "error: $(WEIGHTS) does not exist: run make demo first, or name a model with WEIGHTS=" >&2; exit 1; }
@@ -51,7 +51,6 @@ rank: $(VENV)/.complete $(MINIATURE)
 pictures: demo
 	mkdir -p docs/images
 	cp output/miniature_gal/training_images.png output/miniature_gal/predictions.png docs/images/
-	cp "$$(ls output/miniature_gal/decisions/*.png | tail -n 1)" docs/images/decisions.png
 
 test: $(VENV)/.complete
 	$(BIN)/python -m pytest -m "not slow"

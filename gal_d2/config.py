@@ -365,7 +365,7 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.UNIT = "instance"
     # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated"; with UNIT
     # "batch": "threshold" or "percentile".
-    gal.ACCEPT.POLICY = "quantile"
+    gal.ACCEPT.POLICY = "always"
     # "random": probability of acceptance.
     gal.ACCEPT.RATE = 0.5
     # "threshold": the lowest score (UNIT "batch": cosine; the paper's is -0.05) that is accepted.

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         sheet = draw_predictions(cfg, trainer.model)
     written.append(save_png(sheet, pictures / "predictions.png", max_colors=256))
     decisions = sorted((pictures / "decisions").glob("*.png"))
-    written += decisions[-1:]  # accepted and rejected instances of the last step
+    written += decisions[-1:]  # pasted instances of the last step, with their scores
     logging.getLogger("gal_d2").info(
         "%s on %s after %d steps:\n%s",
         Path(args.config_file).stem,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
-from gal_d2.scoring.acceptance import Decision
+from gal_d2.scoring.acceptance import AlwaysAccept, Decision
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.posterior import AUDITION, Posterior
 from gal_d2.scoring.scorer import ContributionScorer
@@ -157,6 +158,9 @@ class AuditionHook(HookBase):
         checkpoint_period: steps between two checkpoints; the ledger, in the output's folder
             ``auditions``, is stored with each.
 
+    Attributes:
+        on_audition: told of each round's cut-outs of this process; None: nobody.
+
     Raises:
         UserError: ``images`` is negative or ``period`` below 1.
     """
@@ -182,6 +186,7 @@ class AuditionHook(HookBase):
         self.is_growing = is_growing
         self.checkpoint_period = checkpoint_period
         self.ledger = judge.open_ledger(FOLDER)
+        self.on_audition: Callable[[Contribution, Decision], None] | None = None
         self._per_image = 4.0  # cut-outs that an image takes; found out
         self._owed = 0.0  # images of the budget that were not used yet
         self._pool_size = 0
@@ -236,7 +241,11 @@ class AuditionHook(HookBase):
             contribution, step, source=AUDITION, leave_out=self.judge.is_young(contribution)
         )
         accept = torch.ones(len(contribution), dtype=torch.bool)
-        self.ledger.append(step, contribution, Decision.uniform(accept, POLICY), image_ids)
+        # By the policy that has no say: what is thought of them is the posterior's.
+        decision = Decision.uniform(accept, AlwaysAccept.name)
+        if self.on_audition is not None:
+            self.on_audition(contribution, decision)
+        self.ledger.append(step, contribution, replace(decision, policy=POLICY), image_ids)
         used = sum(comm.all_gather(len(image_ids)))
         self._owed -= used
         if used:

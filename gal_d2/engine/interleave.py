@@ -46,6 +46,8 @@ from gal_d2.generation.generator import NO_CANDIDATE, GenerationRequest
 from gal_d2.generation.journal import Journal
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import Arm, CategoryScheduler, build_scheduler, group_shares
+from gal_d2.scoring.acceptance import Decision
+from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.gathering import gather_columns
 from gal_d2.scoring.ledger import Ledger
 
@@ -318,7 +320,7 @@ class InterleaveHook(HookBase):
 
     def after_step(self) -> None:
         if self.judge is not None:
-            self._note_decisions()
+            self.note(self.judge.verdict.contribution, self.judge.verdict.decision)
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         is_due = done % self.period == 0
@@ -343,9 +345,10 @@ class InterleaveHook(HookBase):
         if self.interleaver is not None:
             self.interleaver.load_state_dict(state)
 
-    def _note_decisions(self) -> None:
-        contribution, decision = self.judge.verdict.contribution, self.judge.verdict.decision
-        rows = contribution.pool_id, decision.accept, ~decision.undecided
+    def note(self, contribution: Contribution, decision: Decision) -> None:
+        """Keep what is thought of instances of this process, pasted or auditioned, until the next
+        time that the scheduler is told."""
+        rows = contribution.pool_id, *self.judge.helpful(contribution, decision)
         from_pool = (contribution.pool_id >= 0).cpu()
         self._decisions.append(tuple(column.cpu()[from_pool] for column in rows))
 

@@ -30,6 +30,7 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
+    AlwaysAccept,
     Decision,
     build_acceptance_policy,
     step_generator,
@@ -150,6 +151,13 @@ class Judge(ABC):
         """Enter the step's N instances and what became of them."""
         self.ledger.append(self.step, contribution, decision, self.image_ids)
         self.verdict = Verdict(contribution, decision, seconds)
+
+    def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
+        """(N,) bool: which instances are thought to help, and of which that can be said.
+
+        It guides what is generated next.
+        """
+        return decision.accept, ~decision.undecided
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
@@ -311,6 +319,13 @@ class InstanceJudge(Judge):
         value = torch.from_numpy(self.posterior.value(pool_ids)).float()
         unknown = torch.from_numpy(self.posterior.get(pool_ids).count == 0)
         return value.masked_fill(unknown, torch.nan)
+
+    def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
+        """Where everything drawn trains, those that are better than their class's candidates."""
+        if decision.policy != AlwaysAccept.name:
+            return super().helpful(contribution, decision)
+        value = self._value(contribution)
+        return value > 0, value.isfinite()
 
     def is_young(self, contribution: Contribution) -> Tensor:
         """(N,) bool: whose score is not worth remembering, its class's direction being too new."""

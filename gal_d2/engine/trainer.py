@@ -161,17 +161,20 @@ class GALTrainer(DefaultTrainer):
         pool = self._trainer.data_loader.mapper.pool
         if pool is not None:
             built.append(PasteWatch(str(pool.root)))
+        interleave = None
         if cfg.GAL.GENERATOR.ENABLED:
-            built.append(
-                InterleaveHook(
-                    self.interleaver,
-                    self.judge,
-                    period=cfg.GAL.GENERATOR.PERIOD,
-                    checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-                )
+            interleave = InterleaveHook(
+                self.interleaver,
+                self.judge,
+                period=cfg.GAL.GENERATOR.PERIOD,
+                checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             )
-        if self.cfg.GAL.POOL.SAMPLER == "posterior" and cfg.GAL.AUDITION.IMAGES != 0:
-            built.append(self.build_audition_hook())
+            built.append(interleave)
+        if cfg.GAL.POOL.SAMPLER == "posterior" and cfg.GAL.AUDITION.IMAGES != 0:
+            auditions = self.build_audition_hook()
+            if interleave is not None:
+                auditions.on_audition = interleave.note
+            built.append(auditions)
         sources = self.build_snapshot_sources()
         if sources:
             built.append(
