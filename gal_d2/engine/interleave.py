@@ -352,6 +352,12 @@ class InterleaveHook(HookBase):
         from_pool = (contribution.pool_id >= 0).cpu()
         self._decisions.append(tuple(column.cpu()[from_pool] for column in rows))
 
+    def note_auditions(self, contribution: Contribution, decision: Decision) -> None:
+        """As :meth:`note`, and tell the scheduler at once: auditions come after this hook, and a
+        checkpoint of the same step has to know them. A collective call."""
+        self.note(contribution, decision)
+        self._report_decisions()
+
     def _report_decisions(self) -> None:
         """Bring the decisions of all processes together; a collective call."""
         no_ids, no_flags = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)

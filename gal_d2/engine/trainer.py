@@ -173,7 +173,7 @@ class GALTrainer(DefaultTrainer):
         if cfg.GAL.POOL.SAMPLER == "posterior" and cfg.GAL.AUDITION.IMAGES != 0:
             auditions = self.build_audition_hook()
             if interleave is not None:
-                auditions.on_audition = interleave.note
+                auditions.on_audition = interleave.note_auditions
             built.append(auditions)
         sources = self.build_snapshot_sources()
         if sources:

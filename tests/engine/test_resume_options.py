@@ -73,7 +73,7 @@ TAKES_EFFECT = {
     ],
     "generator": [("GAL.GENERATOR.ENABLED", True), ("GAL.GENERATOR.PERIOD", 9)],
     "scoring on or off": [("GAL.SCORER.ENABLED", False), ("GAL.SCORER.PICTURE_PERIOD", 9)],
-    "acceptance": [("GAL.ACCEPT.POLICY", "always"), ("GAL.ACCEPT.RATE", 0.25)],
+    "acceptance": [("GAL.ACCEPT.POLICY", "quantile"), ("GAL.ACCEPT.RATE", 0.25)],
     "sampling of proposals, thresholds, device": [
         ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5),
         ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 9),
