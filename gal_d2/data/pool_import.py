@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from gal_d2.data.category_names import CategoryNames, read_json
 from gal_d2.data.cut_out import CutOutSource, crop_to_alpha, encode_rgba
+from gal_d2.data.image_file import ALPHA_MODES
 from gal_d2.data.pool import InstancePool, PoolWriter
 from gal_d2.data.usable import PROBLEMS, is_sliver, problem_of
 from gal_d2.errors import UserError
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 # JPEG and BMP are taken up to be refused by name: a folder of them is a likely mistake.
 IMAGE_SUFFIXES = frozenset({".png", ".webp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg", ".bmp"})
-ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 _PRECROPPED = "*"
 # What desktops, archivers and network drives leave between a user's folders.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
