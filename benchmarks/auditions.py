@@ -47,14 +47,13 @@ def build_auditioner(config_file: str) -> Auditioner:
         pool=open_configured_pool(cfg),
         class_of_category=metadata.thing_dataset_id_to_contiguous_id,
         augmentations=build_probe_augmentations(cfg),
-        seed=0,
     )
 
 
 def audition(auditioner: Auditioner, keys: np.ndarray, size: int) -> int:
     """Score (N, 2) ``keys``, ``size`` of them sharing images; how many images it took."""
     groups = [keys[start : start + size] for start in range(0, len(keys), size)]
-    samples = [sample for group in auditioner.images(groups) for sample in group]
+    samples = [sample for group in auditioner.images(groups, seed=0) for sample in group]
     for start in range(0, len(samples), IMAGES_PER_PASS):
         auditioner.score(samples[start : start + IMAGES_PER_PASS])
     return len(samples)

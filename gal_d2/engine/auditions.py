@@ -56,7 +56,6 @@ class Auditioner:
         pool: where the cut-outs are.
         class_of_category: category id (as in the JSON) -> class index.
         augmentations: deterministic ones, of the real images.
-        seed: of the placements.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Auditioner:
         pool: InstancePool,
         class_of_category: Mapping[int, int],
         augmentations: Sequence[T.Augmentation],
-        seed: int,
     ) -> None:
         scale_mean, scale_std = class_scales(
             [category_statistics(name) for name in cfg.DATASETS.TRAIN]
@@ -86,12 +84,16 @@ class Auditioner:
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "options": PasteOptions.from_config(cfg),
-            "seed": seed,
         }
 
-    def images(self, groups: Sequence[np.ndarray]) -> AuditionImages:
-        """The images of groups of (pool id, number of the placement), arrays (n, 2) each."""
-        return AuditionImages(groups, **self._images)
+    def images(self, groups: Sequence[np.ndarray], seed: int) -> AuditionImages:
+        """The images of groups of (pool id, number of the placement), arrays (n, 2) each.
+
+        Args:
+            groups: those that share images.
+            seed: of the placements.
+        """
+        return AuditionImages(groups, seed=seed, **self._images)
 
     @torch.no_grad()
     def features(self, samples: Sequence[dict]) -> tuple[dict[str, Tensor], list]:
@@ -229,7 +231,7 @@ class AuditionHook(HookBase):
         groups = [keys[start : start + _GROUP] for start in range(0, len(keys), _GROUP)]
         self.auditioner.pool.refresh()
         parts, image_ids = [Contribution.empty(self.judge.scorer.heads)], []
-        for samples in self.auditioner.images(groups):
+        for samples in self.auditioner.images(groups, self.judge.seed):
             part = self.auditioner.score(samples).to("cpu")
             part.image_index += len(image_ids)
             image_ids += [sample["image_id"] for sample in samples]

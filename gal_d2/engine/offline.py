@@ -246,7 +246,6 @@ class _OfflinePass:
             pool=pool,
             class_of_category=self.class_of_category,
             augmentations=self.augmentations,
-            seed=options.seed,
         )
 
     # -- Directions
@@ -292,7 +291,9 @@ class _OfflinePass:
         for samples in real:
             self._learn(samples)
         groups = self._groups(_keys(sampled, 0))
-        for samples in self._batches(self.auditioner.images(groups), "candidates", size=1):
+        for samples in self._batches(
+            self.auditioner.images(groups, self.options.seed), "candidates", size=1
+        ):
             self._learn(samples)
 
         wanted = torch.zeros(num_classes, dtype=torch.bool)
@@ -364,7 +365,7 @@ class _OfflinePass:
             total=len(left), unit=" placements", disable=None if comm.is_main_process() else True
         )
         with writer, bar:
-            loader = self._loader(self.auditioner.images(mine), 1)
+            loader = self._loader(self.auditioner.images(mine, self.options.seed), 1)
             for step, samples in enumerate(loader, first_step):
                 contribution = self.auditioner.score(samples)
                 vanished += sum(

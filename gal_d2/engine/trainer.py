@@ -213,7 +213,6 @@ class GALTrainer(DefaultTrainer):
             pool=open_configured_pool(cfg, allow_empty=is_growing),
             class_of_category=loader.mapper.class_of_category,
             augmentations=build_probe_augmentations(cfg),
-            seed=self.seed,
         )
         interleaver = self.interleaver
         return AuditionHook(
