@@ -13,6 +13,8 @@ from PIL import Image
 
 # WebP's own limit on height and width.
 MAX_SIDE = 16383
+# Pillow's modes with a channel of opacity.
+ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 
 class CorruptCutOutError(Exception):

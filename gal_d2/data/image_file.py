@@ -23,12 +23,10 @@ from detectron2.data import detection_utils as utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from gal_d2.data.cut_out import ALPHA_MODES
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# Pillow's modes with a channel of opacity.
-ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 
 _DEPTHS = (255, 1023, 4095, 16383, 65535)
 _EXIF_ORIENTATION = 274

@@ -20,8 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from gal_d2.data.category_names import CategoryNames, read_json
-from gal_d2.data.cut_out import CutOutSource, crop_to_alpha, encode_rgba
-from gal_d2.data.image_file import ALPHA_MODES
+from gal_d2.data.cut_out import ALPHA_MODES, CutOutSource, crop_to_alpha, encode_rgba
 from gal_d2.data.pool import InstancePool, PoolWriter
 from gal_d2.data.usable import PROBLEMS, is_sliver, problem_of
 from gal_d2.errors import UserError
