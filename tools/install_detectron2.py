@@ -6,6 +6,10 @@ pure-Python copy of v0.6 is installed. That copy ships no C++ sources, so its se
 build; it is given a `torch.utils.cpp_extension` that builds nothing, and no compiler is needed.
 `gal_d2.compat` then stands in for the compiled ops, none of which this project calls.
 
+Without our help that copy, of 2021, does not import beside today's Pillow, and a script of yours
+may well import `detectron2.data` before `gal_d2`. So lines at the end of its `__init__.py` import
+`gal_d2` where it is there. A detectron2 that is not the registry's copy is left as it is.
+
 What the registry gives is compared with a known SHA-256 before any of it runs. The Python files of
 that very file were compared with those of upstream's v0.6, one by one.
 """
@@ -13,6 +17,7 @@ that very file were compared with those of upstream's v0.6, one by one.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -23,7 +28,16 @@ from pathlib import Path
 REQUIREMENT = "pb1-detectron2==0.6"
 # Of its one file, pb1-detectron2-0.6.tar.gz.
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+DISTRIBUTION = REQUIREMENT.partition("==")[0]
 REPOSITORY = Path(__file__).resolve().parent.parent
+HELP_FIRST = """
+
+# Added by GAL-D2 (tools/install_detectron2.py): what follows needs gal_d2.compat.
+import contextlib as _contextlib
+
+with _contextlib.suppress(ModuleNotFoundError):
+    import gal_d2 as _gal_d2  # noqa: F401
+"""
 
 STUB_FILES = {
     # detectron2's setup.py only looks at the version and at ROCm support.
@@ -52,8 +66,8 @@ CUDAExtension = CppExtension
 }
 
 IMPORT_CHECK = """\
-import gal_d2
 import detectron2
+import gal_d2
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_train_loader
 from detectron2.engine import DefaultTrainer
@@ -96,6 +110,19 @@ def uv_install_command(requirements: Path) -> list[str]:
     ]
 
 
+def help_first() -> None:
+    """Have the registry's copy of detectron2 import ``gal_d2`` first, whoever imports it."""
+    try:
+        importlib.metadata.distribution(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return
+    importlib.invalidate_caches()
+    init = Path(importlib.util.find_spec("detectron2").origin)
+    text = init.read_text()
+    if HELP_FIRST not in text:
+        init.write_text(text + HELP_FIRST)
+
+
 def check_import() -> bool:
     """Whether detectron2 imports in a fresh interpreter and builds a Mask R-CNN."""
     result = subprocess.run(
@@ -121,6 +148,7 @@ def main() -> int:
                   "install what the registry has: it is not the file that was checked.",
                   file=sys.stderr)  # fmt: skip
             return 1
+    help_first()
     if check_import():
         return 0
     print(

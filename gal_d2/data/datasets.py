@@ -45,6 +45,7 @@ __all__ = [
     "load_annotation_file",
     "load_instances",
     "load_metadata",
+    "names_left_out",
     "object_report",
     "register_all",
     "register_instances",
@@ -213,6 +214,23 @@ def load_metadata(name: str) -> Metadata:
     if not metadata.__dict__.keys() >= _FROM_JSON:
         metadata.__dict__.update(_category_metadata(_load_categories(name)))
     return metadata
+
+
+def names_left_out(name: str) -> list[str]:
+    """The categories that a data set lists and that are no classes, for nothing shows them.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or its annotation file is missing.
+        UserError: the annotation file is broken.
+    """
+    source = _source(name)
+    if source.categories_from is not None:
+        return names_left_out(source.categories_from)
+    if not source.annotated_only:
+        return []
+    class_of = load_metadata(name).thing_dataset_id_to_contiguous_id
+    listed = read_category_names(source.json_file)
+    return [listed[category_id] for category_id in sorted(listed.keys() - class_of.keys())]
 
 
 def load_annotation_file(name: str) -> AnnotationFile:

@@ -26,14 +26,14 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from gal_d2.data.datasets import load_metadata
+from gal_d2.data.datasets import load_metadata, names_left_out
 from gal_d2.engine.resume import check_options
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 # Entries of a checkpoint, beside detectron2's.
-CLASSES, CONFIG = "classes", "config"
+CLASSES, LEFT_OUT, CONFIG = "classes", "categories_left_out", "config"
 _WEIGHTS_KEY = "MODEL.WEIGHTS"
 # Parameters whose rows belong to classes.
 _CLASS_LAYERS = re.compile(
@@ -62,12 +62,13 @@ class CheckpointStore(DetectionCheckpointer):
         self.cfg = cfg
         self.dataset_name = dataset_name
         self.class_names = list(load_metadata(dataset_name).thing_classes)
+        self.left_out = names_left_out(dataset_name)
         self._is_start = False
         self._label = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """As in detectron2, with the class names and the config."""
-        own = {CLASSES: self.class_names, CONFIG: self.cfg.dump()}
+        own = {CLASSES: self.class_names, LEFT_OUT: self.left_out, CONFIG: self.cfg.dump()}
         super().save(name, **own, **kwargs)
 
     def load_start(self, path: str) -> None:
@@ -142,12 +143,13 @@ class CheckpointStore(DetectionCheckpointer):
         classes = checkpoint.get(CLASSES)
         reason = ""
         resumes = not self._is_start and "trainer" in self.checkpointables
+        left_out = checkpoint.get(LEFT_OUT)
         if resumes:
-            self._check_classes(classes)
+            self._check_classes(classes, left_out)
             check_options(checkpoint.get(CONFIG), self.cfg, self._label)
         elif self._is_start and classes is not None and classes != self.class_names:
-            left_out = [name for name in checkpoint["model"] if _CLASS_LAYERS.search(name)]
-            for name in left_out:
+            of_classes = [name for name in checkpoint["model"] if _CLASS_LAYERS.search(name)]
+            for name in of_classes:
                 del checkpoint["model"][name]
             difference = _difference(classes, self.class_names, self.dataset_name)
             reason = f" Its classes are others: {difference}."
@@ -165,7 +167,7 @@ class CheckpointStore(DetectionCheckpointer):
         if missing or wrong:
             raise UserError(self._misfit(missing, wrong, classes))
         if not resumes:
-            self._check_classes(classes)
+            self._check_classes(classes, left_out)
         if incompatible.unexpected_keys:
             logger.warning(
                 "%s has what the model has no place for, and is not used: %s.",
@@ -182,7 +184,7 @@ class CheckpointStore(DetectionCheckpointer):
 
     # -- What is compared
 
-    def _check_classes(self, classes: list[str] | None) -> None:
+    def _check_classes(self, classes: list[str] | None, left_out: list[str] | None) -> None:
         if classes is None:
             logger.warning(
                 "%s does not say which classes it was trained on: they are taken to be those of "
@@ -195,6 +197,16 @@ class CheckpointStore(DetectionCheckpointer):
                 f"{self._label} was trained on other classes: "
                 f"{_difference(classes, self.class_names, self.dataset_name)}. Name the checkpoint "
                 "of a model with the classes of this data set, in their order."
+            )
+        unheard = sorted({*self.left_out} - {*classes, *left_out}) if left_out is not None else []
+        if unheard:
+            # The objects of now are all of the model's classes, but those that the annotations are
+            # about are not: they are not the ones that it was trained for.
+            raise UserError(
+                f"{self._label} has {len(classes)} classes, data set '{self.dataset_name}' lists "
+                f"{len(self.class_names) + len(self.left_out)} categories, and the model was never "
+                f"told of {_some(unheard)}: name a checkpoint that was trained on this data set, "
+                "or the annotations that this one was trained on."
             )
 
     def _check_average(self, average: Mapping[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,20 @@ class Detector(nn.Module):
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """``store(classes, model, ...)``: a store of a model of these classes; seeds differ."""
     names: dict[str, list[str]] = {}
+    no_classes: dict[str, list[str]] = {}
 
     class Metadata:
         def __init__(self, name: str) -> None:
             self.thing_classes = names[name]
 
     monkeypatch.setattr("gal_d2.engine.checkpoint.load_metadata", Metadata)
+    monkeypatch.setattr("gal_d2.engine.checkpoint.names_left_out", no_classes.get)
 
-    def make(classes: list[str], model: nn.Module | None = None, **more) -> CheckpointStore:
+    def make(
+        classes: list[str], model: nn.Module | None = None, left_out: Sequence[str] = (), **more
+    ) -> CheckpointStore:
         cfg = load_config("", ["OUTPUT_DIR", str(tmp_path)])
-        names["mine"] = classes
+        names["mine"], no_classes["mine"] = classes, list(left_out)
         return CheckpointStore(model or Detector(len(classes)), cfg, "mine", **more)
 
     return make
@@ -90,6 +95,18 @@ def test_as_many_classes_with_other_names_or_in_another_order(store, tmp_path: P
     path = saved(store, THREE, tmp_path)
     with pytest.raises(UserError, match=r"class 1 is 'bun' there and 'cat'.*2 of 3 differ"):
         store(OTHER_THREE).load_trained(path)
+
+
+def test_the_same_classes_of_annotations_that_list_more(store, tmp_path: Path):
+    """Categories without annotations are no classes, and the model is still not one for them."""
+    path = saved(store, THREE, tmp_path, left_out=["things"])
+    store(THREE).load_trained(path)
+    store(THREE, left_out=["things"]).load_trained(path)
+    with pytest.raises(
+        UserError, match=r"has 3 classes, data set 'mine' lists 5 categories.* told of fox: name"
+    ):
+        store(THREE, left_out=["things", "fox"]).load_trained(path)
+    store(THREE, left_out=["things", "fox"]).load_start(path)  # a new training may start from it
 
 
 def test_without_names_there_is_a_warning(store, tmp_path: Path, caplog):

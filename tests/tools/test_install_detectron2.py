@@ -77,6 +77,38 @@ def test_the_known_file_is_installed(tool: ModuleType, registry: Path, monkeypat
     assert (registry.parent / "ran").exists()
 
 
+@pytest.mark.parametrize("module", ["detectron2.data", "detectron2.engine", "detectron2.model_zoo"])
+def test_detectron2_may_be_imported_first(module: str):
+    code = (
+        f"import {module}, gal_d2; from detectron2.modeling import build_model; "
+        "from detectron2.data.build import print_instances_class_histogram"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_registrys_copy_is_told_to_import_gal_d2(tool: ModuleType, tmp_path, monkeypatch):
+    package = tmp_path / "detectron2"
+    package.mkdir()
+    init = package / "__init__.py"
+    init.write_text('__version__ = "0.6"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, module)
+
+    def absent(name: str) -> None:
+        raise tool.importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tool.importlib.metadata, "distribution", absent)
+        tool.help_first()
+    assert "gal_d2" not in init.read_text()
+    monkeypatch.setattr(tool.importlib.metadata, "distribution", lambda name: None)
+    tool.help_first()
+    tool.help_first()
+    assert init.read_text().count("import gal_d2") == 1
+
+
 def test_a_failure_names_the_command(tool: ModuleType, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise subprocess.CalledProcessError(1, ["uv", "pip", "install"])
