@@ -8,6 +8,8 @@ import numpy as np
 from gal_d2.data.cut_out import crop_to_alpha
 from gal_d2.data.masks import FOREGROUND_ALPHA
 
+_EDGE = 2  # width of an object's soft edge, in pixels
+
 
 def clean_mask(
     alpha: np.ndarray, *, threshold: int = FOREGROUND_ALPHA, fill_holes: bool = True
@@ -38,15 +40,24 @@ def _filled(mask: np.ndarray) -> np.ndarray:
     return labels[1:-1, 1:-1] != labels[0, 0]
 
 
-def cut_out(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The object as (h, w, 4) uint8 RGBA, cropped to its mask; alpha is 0 or 255.
+def cut_out(rgb: np.ndarray, mask: np.ndarray, matte: np.ndarray | None = None) -> np.ndarray:
+    """The object as (h, w, 4) uint8 RGBA, cropped to what is visible of it.
 
     Args:
         rgb: (H, W, 3) uint8.
-        mask: (H, W) bool, not empty.
+        mask: (H, W) bool, not empty: the object.
+        matte: (H, W) uint8, opacity: the alpha channel then keeps it on the object and on its edge,
+            for blends that are soft. The object stays what has an alpha of ``FOREGROUND_ALPHA`` or
+            more. None: alpha is 255 on the object, 0 elsewhere.
     """
-    rgba = np.dstack((rgb, mask.astype(np.uint8) * np.uint8(255)))
-    return np.ascontiguousarray(crop_to_alpha(rgba))
+    alpha = mask.astype(np.uint8) * np.uint8(255)
+    if matte is not None:
+        # A hole that was filled is object, whatever the matte says.
+        inside = np.where(matte >= FOREGROUND_ALPHA, matte, 255)
+        near = cv2.dilate(alpha, np.ones((3, 3), np.uint8), iterations=_EDGE) > 0
+        edge = np.where(near, np.minimum(matte, FOREGROUND_ALPHA - 1), 0)
+        alpha = np.where(mask, inside, edge).astype(np.uint8)
+    return np.ascontiguousarray(crop_to_alpha(np.dstack((rgb, alpha))))
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:

@@ -40,9 +40,11 @@ class Segmenter(Protocol):
 
     Attributes:
         name: short; the score of its mask is stored under it where several compete.
+        is_matting: its soft mask is the object's opacity, and not how sure it is.
     """
 
     name: str
+    is_matting: bool
 
     def segment(
         self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]
@@ -174,7 +176,8 @@ class InstanceCutter:
             for image, alpha, own in zip(images, alphas, rivals, strict=True):
                 mask = clean_mask(alpha, threshold=self.threshold)
                 if mask.any():
-                    candidate = Candidate(image, mask, cut_out(image.rgb, mask))
+                    rgba = cut_out(image.rgb, mask, alpha if segmenter.is_matting else None)
+                    candidate = Candidate(image, mask, rgba)
                     own.append((segmenter.name, candidate))
         if len(self.segmenters) == 1:
             return [own[0][1] if own else None for own in rivals]

@@ -26,6 +26,8 @@ class RembgSegmenter:
         name: of the model.
     """
 
+    is_matting = True
+
     def __init__(self, session: Any, name: str) -> None:
         self.name = name
         self._session = session
@@ -110,6 +112,7 @@ class ClipSegSegmenter:
     """
 
     name = "clipseg"
+    is_matting = False
 
     def __init__(self, model: Any, processor: Any, *, batch_size: int = 8) -> None:
         self._model = model.eval()
@@ -173,6 +176,7 @@ class SamBackgroundSegmenter:
     """
 
     name = "sam"
+    is_matting = False
 
     def __init__(
         self, model: Any, processor: Any, *, margin: float = 0.02, batch_size: int = 8

@@ -59,6 +59,7 @@ class DarkSegmenter:
     """What is dark is object."""
 
     name = "dark"
+    is_matting = False
 
     def segment(
         self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]

@@ -93,6 +93,33 @@ def test_cut_out_is_tight_and_keeps_the_pixels() -> None:
     assert rgba[..., 3].tolist() == [[255, 255], [0, 255]]
 
 
+def test_a_matte_stays_soft_on_the_object_and_at_its_edge() -> None:
+    rgb = np.zeros((7, 12, 3), np.uint8)
+    matte = np.zeros((7, 12), np.uint8)
+    matte[1:6, 1:6] = 200
+    matte[3, 3] = 10  # a hole, filled
+    matte[1:6, 6:9] = 90, 60, 30  # the edge, one pixel wider than what is kept
+    matte[0, 11] = 100  # something else
+    mask = clean_mask(matte)
+    alpha = cut_out(rgb, mask, matte)[..., 3]
+    assert alpha.shape == (5, 7)
+    assert (alpha[:, 5:] == (90, 60)).all()
+    assert alpha[2, 2] == 255
+    np.testing.assert_array_equal(alpha >= 128, mask[1:6, 1:8])
+    assert (cut_out(rgb, mask)[..., 3] == 255).all()
+
+
+def test_on_a_threshold_of_its_own_a_matte_has_the_same_object() -> None:
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    matte = np.full((4, 4), 60, np.uint8)
+    matte[:, 2] = 150
+    for threshold in (50, 140, 200):
+        mask = clean_mask(matte, threshold=threshold)
+        if mask.any():
+            alpha = cut_out(rgb, mask, matte)[..., 3]
+            assert (alpha >= 128).sum() == mask.sum()
+
+
 def test_on_white_is_a_square_with_a_margin() -> None:
     rgba = np.zeros((10, 20, 4), np.uint8)
     rgba[..., 3] = 255

@@ -144,6 +144,8 @@ def test_filters_see_groups_of_one_category_less_what_was_dropped(
 class HalfSegmenter:
     """Finds the left or the right half of every image, or nothing."""
 
+    is_matting = False
+
     def __init__(self, name: str, columns: slice) -> None:
         self.name = name
         self._columns = columns
