@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from gal_d2.engine.start_checks import check_evaluation_sets, load_training_dicts
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
         overwrite: what is there is moved aside.
 
     Raises:
-        UserError: there are results of an earlier training, and neither is said; or both are.
+        UserError: there are results of an earlier training, and neither is said; or both are; or
+            the data cannot train.
     """
     message, target = None, None
     if comm.is_main_process():
@@ -99,7 +101,11 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
                 raise UserError("--resume goes on with what --overwrite moves aside: give one.")
             if overwrite:
                 target = set_aside(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
-            elif not resume:
+            elif not resume and earlier_results(cfg.OUTPUT_DIR):
+                # Of two mistakes the graver one is named first: data that cannot train are of no
+                # use in another folder either.
+                load_training_dicts(cfg)
+                check_evaluation_sets(cfg)
                 refuse_earlier_results(cfg.OUTPUT_DIR)
         except UserError as error:
             message = str(error)

@@ -41,20 +41,21 @@ class ProgressHook(HookBase):
             )
 
     def after_step(self) -> None:
-        """Show the loss of the step that was done."""
+        """Show loss and learning rate of the step that was done."""
         self._done += 1
-        loss = self._loss()
+        loss, rate = _latest("total_loss", ".3f"), _latest("lr", ".3g")
         if self._bar is not None:
-            self._bar.set_postfix(loss=loss, refresh=False)
+            self._bar.set_postfix(loss=loss, lr=rate, refresh=False)
             self._bar.update()
         elif self._done in FIRST or self._done % EVERY == 0:
             seconds = (time.perf_counter() - self._start) / self._done
             left = self.trainer.max_iter - self.trainer.iter - 1
             logger.info(
-                "Step %d of %d: loss %s, %.2f s a step, ETA %s",
+                "Step %d of %d: loss: %s, lr: %s, %.2f s a step, ETA %s",
                 self.trainer.iter + 1,
                 self.trainer.max_iter,
                 loss,
+                rate,
                 seconds,
                 duration(seconds * left),
             )
@@ -64,13 +65,12 @@ class ProgressHook(HookBase):
         if self._bar is not None:
             self._bar.close()
 
-    @staticmethod
-    def _loss() -> str:
-        storage = get_event_storage()
-        try:
-            return f"{storage.history('total_loss').latest():.3f}"
-        except KeyError:  # not written yet
-            return "?"
+
+def _latest(name: str, style: str) -> str:
+    try:
+        return format(get_event_storage().history(name).latest(), style)
+    except KeyError:  # not written yet
+        return "?"
 
 
 def duration(seconds: float) -> str:

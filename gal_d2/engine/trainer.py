@@ -11,8 +11,7 @@ from collections import OrderedDict
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data import build_detection_test_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -28,16 +27,13 @@ import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
 from gal_d2.data import posterior_view
 from gal_d2.data.augmentation import build_probe_augmentations
 from gal_d2.data.category_identity import dataset_names
-from gal_d2.data.dataset_check import check_evaluation_set, check_training_set
 from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.datasets import DatasetNotFoundError, load_metadata, require_dataset
+from gal_d2.data.datasets import require_dataset
 from gal_d2.data.evaluation_mapper import EvaluationMapper
-from gal_d2.data.pool import InstancePool, open_configured_pool
+from gal_d2.data.pool import open_configured_pool
 from gal_d2.data.pool_growth import pool_state
-from gal_d2.data.pool_preflight import require_usable_pool, warn_of_classes_without_objects
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
-from gal_d2.data.statistics import category_statistics
 from gal_d2.data.stream import TrainingLoader, sample_seed
 from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
@@ -51,6 +47,7 @@ from gal_d2.engine.precision import autocast_dtype
 from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
+from gal_d2.engine.start_checks import check_evaluation_sets, check_pool, load_training_dicts
 from gal_d2.engine.summary import end_summary, start_summary
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
@@ -170,7 +167,8 @@ class GALTrainer(DefaultTrainer):
                 checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
             )
             built.append(interleave)
-        if cfg.GAL.POOL.SAMPLER == "posterior" and cfg.GAL.AUDITION.IMAGES != 0:
+        draws_by_posterior = pool is not None and cfg.GAL.POOL.SAMPLER == "posterior"
+        if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
             auditions = self.build_audition_hook()
             if interleave is not None:
                 auditions.on_audition = interleave.note_auditions
@@ -421,64 +419,6 @@ class GALTrainer(DefaultTrainer):
         device_type = next(model.parameters()).device.type
         with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None):
             return super().test(cfg, model, evaluators)
-
-
-def check_evaluation_sets(cfg: CfgNode) -> None:
-    """Look at ``cfg.DATASETS.TEST`` before anything is computed.
-
-    Raises:
-        UserError: a data set is not there, or cannot be evaluated on.
-    """
-    if not cfg.DATASETS.TEST:
-        logger.warning(
-            "No data set to evaluate on is given (GAL.DATA.VAL for own data): evaluation is off."
-        )
-    for name in cfg.DATASETS.TEST:
-        try:
-            require_dataset(name)
-            check_evaluation_set(name)
-        except DatasetNotFoundError as error:
-            raise UserError(
-                f"{error} To train without evaluation, leave GAL.DATA.VAL out where GAL.DATA.TRAIN "
-                'is given, or else set DATASETS.TEST "()".'
-            ) from error
-
-
-def load_training_dicts(cfg: CfgNode) -> list[dict]:
-    """The dataset dicts of ``cfg.DATASETS.TRAIN``, looked at before they train.
-
-    Raises:
-        UserError: a data set is not there, or nothing in it can train.
-    """
-    dicts = []
-    for name in cfg.DATASETS.TRAIN:
-        require_dataset(name)
-        records = get_detection_dataset_dicts(name, filter_empty=False)
-        check_training_set(name, records)
-        dicts += records
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        dicts = filter_images_with_only_crowd_annotations(dicts)
-    return dicts
-
-
-def check_pool(cfg: CfgNode, pool: InstancePool | None) -> None:
-    """Look at some cut-outs of the pool that is pasted from, and say what is odd about them.
-
-    Raises:
-        UserError: it has cut-outs, and none of them can be pasted.
-    """
-    if pool is None or not len(pool):
-        return
-    metadata = load_metadata(cfg.DATASETS.TRAIN[0])
-    class_of = metadata.thing_dataset_id_to_contiguous_id
-    names = {category_id: metadata.thing_classes[k] for category_id, k in class_of.items()}
-    require_usable_pool(pool, [i for i in pool.category_ids.tolist() if i in class_of], names)
-    warn_of_classes_without_objects(
-        pool,
-        class_of,
-        metadata.thing_classes,
-        sum(category_statistics(name).instance_count for name in cfg.DATASETS.TRAIN),
-    )
 
 
 class StepSeed(HookBase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from gal_d2.engine.auditions import choose_for_audition
@@ -48,3 +49,23 @@ def test_of_a_new_pool_all_are_asked_alike_and_none_twice():
         assert len(np.unique(chosen)) == len(chosen)
         counts[chosen] += 1
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
+
+
+@pytest.mark.parametrize(
+    ("off", "is_auditioned"),
+    [
+        (["GAL.COPY_PASTE.ENABLED", "GAL.SCORER.ENABLED"], False),
+        ([], True),
+    ],
+)
+def test_without_pastes_there_are_no_auditions(train, lvis_root, tmp_path, off, is_auditioned):
+    """configs/lvis_gal.yaml, with parts of it switched off."""
+    options = [value for key in off for value in (key, "False")]
+    train(
+        lvis_root,
+        "lvis_gal",
+        *("SOLVER.MAX_ITER", "3", "DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path)),
+        *("GAL.AUDITION.PERIOD", "1", "GAL.AUDITION.IMAGES", "1.0"),
+        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "0", *options),
+    )
+    assert (tmp_path / "auditions").exists() == is_auditioned

@@ -59,7 +59,7 @@ def test_console_handlers_alone_are_quiet(tmp_path: Path) -> None:
     assert [len(handler.filters) for handler in handlers] == [1, 0]
 
 
-def test_progress_has_loss_and_eta_from_the_first_step(caplog, monkeypatch) -> None:
+def test_progress_has_loss_rate_and_eta_from_the_first_step(caplog, monkeypatch) -> None:
     monkeypatch.setattr("gal_d2.engine.progress.sys.stderr", SimpleNamespace(isatty=lambda: False))
     monkeypatch.setattr("gal_d2.engine.progress.time.perf_counter", iter(range(0, 999, 3)).__next__)
     hook = ProgressHook()
@@ -69,10 +69,11 @@ def test_progress_has_loss_and_eta_from_the_first_step(caplog, monkeypatch) -> N
         for step in range(4, 50):
             hook.trainer.iter = step
             storage.put_scalar("total_loss", 2.0 / (1 + step))
+            storage.put_scalar("lr", 0.002, smoothing_hint=False)
             hook.after_step()
         hook.after_train()
     lines = [entry.getMessage() for entry in caplog.records]
-    assert lines[0] == "Step 5 of 50: loss 0.400, 3.00 s a step, ETA 2 min 15 s"
+    assert lines[0] == "Step 5 of 50: loss: 0.400, lr: 0.002, 3.00 s a step, ETA 2 min 15 s"
     assert [int(line.split()[1]) for line in lines] == [5, 6, 9, 14, 24, 44]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
+from gal_d2.data.datasets import register_instances
 from gal_d2.engine.output_folder import claim, earlier_results, refuse_earlier_results, set_aside
 from gal_d2.errors import UserError
 
@@ -55,6 +56,14 @@ def test_a_new_start_in_a_used_folder_is_refused(cfg: CfgNode, used: Path):
     with pytest.raises(UserError, match=rf"'{used}' has the results .*--resume.*--overwrite"):
         claim(cfg, resume=False, overwrite=False)
     assert read(used) == FILES | STAYS
+
+
+def test_data_that_cannot_train_are_named_first(cfg: CfgNode, used: Path):
+    write(used, {"train.json": "{", "images/nothing": ""})
+    register_instances("broken", used / "train.json", used / "images", replace=True)
+    cfg.DATASETS.TRAIN = ("broken",)
+    with pytest.raises(UserError, match=r"train\.json"):
+        claim(cfg, resume=False, overwrite=False)
 
 
 @pytest.mark.parametrize(
