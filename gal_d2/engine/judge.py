@@ -412,7 +412,7 @@ class JudgeHook(HookBase):
             verdict.decision,
             self.class_names,
             image_format=self.image_format,
-            title=f"Step {done}: accepted above, rejected below",
+            title=f"Step {done}",
         )
         save_png(sheet, self.output_dir / "decisions" / f"{done:07d}.png")
 

@@ -14,11 +14,11 @@ from gal_d2.errors import UserError
 logger = logging.getLogger(__name__)
 
 # What nobody wants to lose: a training without --resume would take back or overwrite it.
-_RESULTS = ("last_checkpoint", "model_*.pth", "ledger/*.parquet")
+_RESULTS = ("last_checkpoint", "model_*.pth", "ledger/*.parquet", "auditions/*.parquet")
 # All that a training writes but the pool, which another run may well go on to fill.
 _WRITTEN = (
-    *("last_checkpoint", "model_*.pth", "ledger", "snapshots", "decisions", "inference"),
-    *("metrics.json", "events.out.tfevents.*", "config.yaml", "log.txt*"),
+    *("last_checkpoint", "model_*.pth", "ledger", "auditions", "snapshots", "decisions"),
+    *("inference", "metrics.json", "events.out.tfevents.*", "config.yaml", "log.txt*"),
 )
 
 

@@ -21,8 +21,9 @@ RESULTS = (
     ("log.txt", "the whole log, with config and model"),
     ("config.yaml", "the whole config"),
     ("inference", "predictions and AP of each category"),
-    ("ledger", "each score and decision"),
-    ("decisions", "pictures of accepted and rejected instances"),
+    ("ledger", "each score of a pasted instance, and what was decided"),
+    ("auditions", "each score of an audition"),
+    ("decisions", "pictures of pasted instances, by score"),
     ("pool", "instances that were drawn while training"),
 )
 

@@ -117,16 +117,17 @@ def decision_sheet(
     most: int = 10,
     cell: int = 96,
 ) -> np.ndarray:
-    """Pasted instances of a batch, cropped from their images: accepted above, rejected below.
+    """Pasted instances of a batch, cropped from their images, by score, the best first.
 
-    Each row is ordered by score, the best first.
+    Accepted ones stand above and rejected ones below; where none was rejected, the best above and
+    the poorest below.
 
     Args:
         samples: the batch, outputs of the mapper.
         contribution, decision: of its pasted instances, image by image in target order.
         class_names: by class index.
         image_format: ``cfg.INPUT.FORMAT``.
-        title: above all.
+        title: above all; followed by what the rows are.
         most: pictures per row.
         cell: size of a picture in pixels.
 
@@ -143,9 +144,14 @@ def decision_sheet(
             crops.append(crop_instance(image, mask, cell))
     order = contribution.score.nan_to_num(-np.inf).argsort(descending=True).tolist()
     accepted = decision.accept.tolist()
+    above = [k for k in order if accepted[k]][:most]
+    below = [k for k in order if not accepted[k]][:most]
+    meaning = "accepted above, rejected below"
+    if not below:
+        below = order[len(above) :][-most:]
+        meaning = "best scores above, poorest below"
     rows, captions = [], []
-    for wanted, color in ((True, GOOD), (False, BAD)):
-        chosen = [k for k in order if accepted[k] is wanted][:most]
+    for chosen, color in ((above, GOOD), (below, BAD)):
         for k in chosen:
             frame = crops[k].copy()
             frame[:3], frame[-3:], frame[:, :3], frame[:, -3:] = color, color, color, color
@@ -155,7 +161,7 @@ def decision_sheet(
         for _ in range(most - len(chosen)):
             rows.append(np.full((cell, cell, 3), 255, dtype=np.uint8))
             captions.append("")
-    return tile(rows, columns=most, captions=captions, title=title)
+    return tile(rows, columns=most, captions=captions, title=f"{title}: {meaning}")
 
 
 def crop_instance(image: np.ndarray, mask: np.ndarray, size: int) -> np.ndarray:

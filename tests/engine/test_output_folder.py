@@ -16,6 +16,7 @@ FILES = {
     "model_0000009.pth": "m",
     "model_final.pth": "m",
     "ledger/000000000-000000009-r0000-000000.parquet": "l",
+    "auditions/000000003-000000009-r0000-000000.parquet": "a",
     "snapshots/000000000.npz": "s",
     "decisions/0000010.png": "d",
     "metrics.json": "{}",
@@ -67,7 +68,8 @@ def test_data_that_cannot_train_are_named_first(cfg: CfgNode, used: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["last_checkpoint", "model_0000009.pth", next(n for n in FILES if "parquet" in n)]
+    "name",
+    ["last_checkpoint", "model_0000009.pth", *(name for name in FILES if "parquet" in name)],
 )
 def test_each_result_counts(tmp_path: Path, name: str):
     write(tmp_path, {name: "x"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
@@ -68,7 +69,8 @@ def test_unsure_predictions_are_left_out():
     assert (sheet == sure).all()
 
 
-def test_accepted_above_rejected_below_the_best_first():
+@pytest.mark.parametrize("accept", [[True, False, True], [True, True, True]])
+def test_accepted_or_best_above_the_others_below(accept: list[bool]):
     n = 3
     contribution = Contribution(
         pool_id=torch.arange(n),
@@ -81,7 +83,7 @@ def test_accepted_above_rejected_below_the_best_first():
         num_rois=torch.ones(n, dtype=torch.int64),
         area=torch.full((n,), 900.0),
     )
-    decision = Decision.uniform(torch.tensor([True, False, True]), "test")
+    decision = Decision.uniform(torch.tensor(accept), "test")
     sheet = decision_sheet(
         [make_sample([0, 1, 1]), make_sample([1])],
         contribution,
