@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Bad input. The message names the file, the field and the remedy in one sentence."""
+
+
+def some_of(values: Iterable[object], most: int = 4) -> str:
+    """The first of some values, for a message, and how many more there are.
+
+    Example:
+        >>> some_of("abcdef"), some_of([1, 2])
+        ('a, b, c, d and 2 more', '1, 2')
+    """
+    values = [str(value) for value in values]
+    more = f" and {len(values) - most} more" if len(values) > most else ""
+    return ", ".join(values[:most]) + more
 
 
 # What the system says where a folder, a disk or a right is not as it has to be.

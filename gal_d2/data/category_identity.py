@@ -25,13 +25,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
 # In the schema metadata of Arrow and Parquet files; in snapshots, the array's name.
 METADATA_KEY = b"gal_d2.categories"
-_SHOWN = 4
 
 Names = Mapping[int, str]
 """Category names by id (as in the annotation JSON)."""
@@ -191,14 +190,14 @@ class Renumbering:
             self._say(
                 ("moved", text, *moved),
                 f"{self.what}: its category ids mean others now, and are taken by name: "
-                f"{_some(shown)}.",
+                f"{some_of(shown)}.",
             )
         if gone:
             shown = [f"{i} was '{kept[i]}' and is '{self.now[i]}'" for i in gone]
             self._say(
                 ("gone", text, *gone),
                 f"{self.what}: categories that the annotations do not have are left out: "
-                f"{_some(shown)}.",
+                f"{some_of(shown)}.",
             )
         if not moved and not gone:
             return category_ids, is_there
@@ -308,8 +307,3 @@ def _same_name(first: str, second: str) -> bool:
 def _plain(name: str) -> str:
     """Names that differ in case, spaces, underscores or Unicode form are one."""
     return "_".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
-
-
-def _some(values: Sequence[str]) -> str:
-    shown = ", ".join(values[:_SHOWN])
-    return f"{shown} and {len(values) - _SHOWN} more" if len(values) > _SHOWN else shown

@@ -14,7 +14,7 @@ from gal_d2.data.image_file import (
     check_image_header,
     read_training_image,
 )
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def check_training_set(name: str, records: Sequence[dict]) -> None:
             name,
             len(missing),
             len(records),
-            _some(missing, _NAMES_SHOWN),
+            some_of(missing, _NAMES_SHOWN),
         )
     if bad:
         logger.warning("%s: %s", name, " ".join(bad[:_REASONS_SHOWN]))
@@ -65,7 +65,7 @@ def check_evaluation_set(name: str) -> None:
     if missing:
         raise UserError(
             f"{name}: {len(missing)} of {len(records)} image files are missing: "
-            f"{_some(missing, _NAMES_SHOWN)}; put them there, or take the images out of "
+            f"{some_of(missing, _NAMES_SHOWN)}; put them there, or take the images out of "
             f"{load_metadata(name).json_file}."
         )
     if bad:
@@ -127,8 +127,3 @@ def _check_objects(name: str, use: str) -> None:
 
 def _is_missing(file_name: str) -> bool:
     return "://" not in file_name and not os.path.isfile(file_name)
-
-
-def _some(names: Sequence[str], count: int) -> str:
-    more = f" and {len(names) - count} more" * (len(names) > count)
-    return ", ".join(names[:count]) + more

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from gal_d2.errors import some_of
+
 _IDS_SHOWN = 10
 _CATEGORIES_SHOWN = 10
 
@@ -168,9 +170,8 @@ class ObjectReport:
                 reasons += category_reasons
         if not lost:
             return None
-        shown = ", ".join(lost[:_CATEGORIES_SHOWN])
-        more = f" and {len(lost) - _CATEGORIES_SHOWN} more" * (len(lost) > _CATEGORIES_SHOWN)
-        return f"most objects of these categories are left out: {shown}{more}; " + "; ".join(
+        shown = some_of(lost, _CATEGORIES_SHOWN)
+        return f"most objects of these categories are left out: {shown}; " + "; ".join(
             _remedies(crowds, reasons)
         )
 

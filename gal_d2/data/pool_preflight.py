@@ -10,7 +10,7 @@ import numpy as np
 from gal_d2.data.cut_out import CorruptCutOutError
 from gal_d2.data.pool import InstancePool
 from gal_d2.data.usable import UsableCount
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def require_usable_pool(
         total.looked_at,
         pool.root,
         total.reasons(),
-        f"; of {_some(hopeless)} all" if hopeless else "",
+        f"; of {some_of(hopeless)} all" if hopeless else "",
     )
     return total
 
@@ -98,7 +98,7 @@ def warn_of_classes_without_objects(
             "training.",
             len(missing),
             len(classes),
-            _some(missing),
+            some_of(missing),
         )
     return missing
 
@@ -117,8 +117,3 @@ def _evenly(values: np.ndarray, count: int) -> np.ndarray:
     if len(values) <= count:
         return values
     return values[np.linspace(0, len(values) - 1, count).round().astype(int)]
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

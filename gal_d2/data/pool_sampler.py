@@ -15,7 +15,7 @@ from gal_d2.data.pool import InstancePool
 from gal_d2.data.posterior_draw import choose_from_best
 from gal_d2.data.posterior_view import PosteriorView
 from gal_d2.data.snapshots import Snapshots
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class UniformClassSampler:
         elif len(self._categories) == 0:
             raise UserError(
                 f"The instance pool {pool.root} (GAL.POOL.ROOT) has cut-outs of categories "
-                f"{_some(pool.category_ids)}, the training set has {_some(self._dataset_ids)}: "
+                f"{some_of(pool.category_ids)}, the training set has {some_of(self._dataset_ids)}: "
                 "none in common; make the pool with the category ids of the annotation JSON."
             )
 
@@ -163,11 +163,6 @@ class PosteriorSampler(UniformClassSampler):
         pool_ids = self.draw_candidates(num, self.rule.candidates, rng)
         values = self.view.draw_values(pool_ids, self.rule.temperature, rng)
         return pool_ids[np.arange(num), choose_from_best(values, self.rule.best, rng)]
-
-
-def _some(category_ids: np.ndarray) -> str:
-    shown = ", ".join(str(category_id) for category_id in category_ids[:5].tolist())
-    return f"{shown}, ... ({len(category_ids)} in all)" if len(category_ids) > 5 else shown
 
 
 @POOL_SAMPLER_REGISTRY.register()

@@ -28,7 +28,7 @@ from torch import nn
 
 from gal_d2.data.datasets import load_metadata, names_left_out
 from gal_d2.engine.resume import check_options
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ _CLASS_LAYERS = re.compile(
 _CLASSIFIER = re.compile(r"roi_heads\.box_predictor(\.\d+)?\.cls_score\.(weight|bias)")
 # What BatchNorm counts and does not use.
 _UNUSED = "num_batches_tracked"
-_SHOWN = 3
 
 
 class CheckpointStore(DetectionCheckpointer):
@@ -172,7 +171,7 @@ class CheckpointStore(DetectionCheckpointer):
             logger.warning(
                 "%s has what the model has no place for, and is not used: %s.",
                 self._label,
-                _some(incompatible.unexpected_keys),
+                some_of(incompatible.unexpected_keys),
             )
         if "ema" in self.checkpointables and "ema" in checkpoint:
             self._check_average(checkpoint["ema"]["average"])
@@ -205,7 +204,7 @@ class CheckpointStore(DetectionCheckpointer):
             raise UserError(
                 f"{self._label} has {len(classes)} classes, data set '{self.dataset_name}' lists "
                 f"{len(self.class_names) + len(self.left_out)} categories, and the model was never "
-                f"told of {_some(unheard)}: name a checkpoint that was trained on this data set, "
+                f"told of {some_of(unheard)}: name a checkpoint that was trained on this data set, "
                 "or the annotations that this one was trained on."
             )
 
@@ -219,7 +218,7 @@ class CheckpointStore(DetectionCheckpointer):
         if average and differing:
             raise UserError(
                 f"{self._label} has an average of weights (SOLVER.EMA) that does not fit the "
-                f"model: {_some(differing)}. Name a checkpoint that was saved as a whole, or set "
+                f"model: {some_of(differing)}. Name a checkpoint that was saved as a whole, or set "
                 "SOLVER.EMA.ENABLED False."
             )
 
@@ -241,9 +240,9 @@ class CheckpointStore(DetectionCheckpointer):
         if wrong:
             wrong = sorted(wrong, key=lambda row: not _CLASSIFIER.fullmatch(row[0]))
             shapes = [f"{name} is {theirs}, here {ours}" for name, theirs, ours in wrong]
-            parts.append(_some(shapes))
+            parts.append(some_of(shapes))
         if missing:
-            parts.append(f"it lacks {_some(missing)}")
+            parts.append(f"it lacks {some_of(missing)}")
         return (
             f"{said} ({'; '.join(parts)}). A trained model is used as a whole or not at all: name "
             "a checkpoint that was trained with this config on these classes."
@@ -262,7 +261,7 @@ class CheckpointStore(DetectionCheckpointer):
         # The mean and deviation of pixels are in the config.
         if len(not_loaded) >= sum(not name.startswith("pixel_") for name in total):
             raise UserError(
-                f"nothing of {self._label} fits the model ({_some(unexpected or not_loaded)}): "
+                f"nothing of {self._label} fits the model ({some_of(unexpected or not_loaded)}): "
                 "name weights of this architecture, or leave them empty to start from random ones."
             )
         if not_loaded or unexpected:
@@ -271,8 +270,8 @@ class CheckpointStore(DetectionCheckpointer):
                 self._label,
                 len(total) - len(not_loaded),
                 len(total),
-                _some(_modules(not_loaded)) if not_loaded else "none",
-                _some(_modules(unexpected)) if unexpected else "none",
+                some_of(_modules(not_loaded)) if not_loaded else "none",
+                some_of(_modules(unexpected)) if unexpected else "none",
                 reason,
             )
 
@@ -319,8 +318,3 @@ def _difference(theirs: Sequence[str], ours: Sequence[str], dataset_name: str) -
 def _modules(names: Sequence[str]) -> list[str]:
     """Names of parameters without ``.weight`` and ``.bias``, each module once."""
     return list(dict.fromkeys(re.sub(r"\.(weight|bias)\b", "", name, count=1) for name in names))
-
-
-def _some(values: Sequence[str]) -> str:
-    shown = ", ".join(values[:_SHOWN])
-    return f"{shown} and {len(values) - _SHOWN} more" if len(values) > _SHOWN else shown

@@ -44,7 +44,7 @@ from gal_d2.data.pool_preflight import require_usable_pool
 from gal_d2.engine.arguments import SPLITS, add_scoring_arguments
 from gal_d2.engine.auditions import Auditioner
 from gal_d2.engine.judge import GROUPS, build_scorer
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 from gal_d2.scoring.acceptance import Decision
 from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
@@ -141,7 +141,7 @@ def open_pool(
     if not common:
         raise UserError(
             f"the instance pool {pool.root} (GAL.POOL.ROOT) has the category ids "
-            f"{_some(sorted(in_pool))}, data set '{name}' has {_some(sorted(known))}: none in "
+            f"{some_of(sorted(in_pool))}, data set '{name}' has {some_of(sorted(known))}: none in "
             "common, so the pool was made for another data set; name one of this data set's."
         )
     foreign = sorted(in_pool - set(known))
@@ -151,7 +151,7 @@ def open_pool(
             len(foreign),
             pool.root,
             name,
-            _some(foreign),
+            some_of(foreign),
         )
     names = CategoryNames.from_file(load_metadata(name).json_file).names
     if categories is None:
@@ -162,7 +162,7 @@ def open_pool(
         raise UserError(
             f"the instance pool {pool.root} has no cut-outs of "
             f"{', '.join(names.get(i, str(i)) for i in missing)}; it has some of "
-            f"{_some([names[i] for i in common])}."
+            f"{some_of([names[i] for i in common])}."
         )
     require_usable_pool(pool, categories, names)
     return pool, sorted(categories)
@@ -314,7 +314,7 @@ class _OfflinePass:
             logger.warning(
                 "Data set %s has no object of %s: their cut-outs get no score.",
                 names,
-                _some(unknown),
+                some_of(unknown),
             )
 
     def _mapper(self) -> CopyPasteMapper:
@@ -542,11 +542,6 @@ def _flat(items: list[dict | list[dict] | None]) -> list[dict]:
         if item is not None
         for sample in (item if isinstance(item, list) else [item])
     ]
-
-
-def _some(values: Sequence) -> str:
-    shown = ", ".join(str(value) for value in values[:5])
-    return f"{shown}, ... ({len(values)} in all)" if len(values) > 5 else shown
 
 
 def _weights_digest(model: nn.Module) -> str:

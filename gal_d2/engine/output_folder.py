@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gal_d2.engine.start_checks import check_evaluation_sets, load_training_dicts
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,10 @@ def refuse_earlier_results(folder: str | Path) -> None:
     Raises:
         UserError: there are some; says how to go on, to keep them, or to be rid of them.
     """
-    found = earlier_results(folder)
+    found = [path.name for path in earlier_results(folder)]
     if found:
         raise UserError(
-            f"OUTPUT_DIR '{folder}' has the results of an earlier training ({_names(found)}), "
+            f"OUTPUT_DIR '{folder}' has the results of an earlier training ({some_of(found)}), "
             "which a new one would destroy: go on with it (--resume), set another OUTPUT_DIR, or "
             "move them aside (--overwrite)."
         )
@@ -115,8 +115,3 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     if target is not None:
         # Not through a logger: none is set up before the folder is claimed.
         print(f"--overwrite: what an earlier training wrote to {cfg.OUTPUT_DIR} is in {target} now")
-
-
-def _names(paths: list[Path]) -> str:
-    shown = ", ".join(path.name for path in paths[:2])
-    return f"{shown} and {len(paths) - 2} more" if len(paths) > 2 else shown

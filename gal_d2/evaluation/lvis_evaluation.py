@@ -31,7 +31,7 @@ from tabulate import tabulate
 
 from gal_d2.data.annotation_file import FREQUENCIES, AnnotationFile, Category
 from gal_d2.data.datasets import load_annotation_file, load_metadata
-from gal_d2.errors import UserError
+from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -223,14 +223,12 @@ class LVISEvaluator(DatasetEvaluator):
         if rows:
             logger.info("AP by category:\n%s", _category_table(rows, list(category_ap)))
         if missing:
-            rest = f" and {len(missing) - _NAMES_IN_LOG} more" * (len(missing) > _NAMES_IN_LOG)
             logger.info(
-                "%s: %d of %d categories have no ground truth and are left out: %s%s",
+                "%s: %d of %d categories have no ground truth and are left out: %s",
                 self._dataset_name,
                 len(missing),
                 len(missing) + len(rows),
-                ", ".join(missing[:_NAMES_IN_LOG]),
-                rest,
+                some_of(missing, _NAMES_IN_LOG),
             )
         if self._output_dir is not None:
             _write_categories(self._output_dir / PER_CATEGORY_FILE, rows, list(category_ap))
