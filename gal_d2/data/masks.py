@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
@@ -207,14 +207,16 @@ def visible_area(instances: Instances, rows: Tensor) -> Tensor:
     """Pixels of some of N instances; of their boxes where they have no masks.
 
     Args:
-        instances: with ``gt_boxes``, and ``gt_masks`` as bit masks.
+        instances: with ``gt_boxes``, and ``gt_masks`` as bit masks or polygons.
         rows: (N,) bool on the CPU, which.
 
     Returns:
         (N,) float32 on the CPU; NaN for the others.
     """
     area = torch.full((len(instances),), torch.nan)
-    if instances.has("gt_masks"):
+    if instances.has("gt_masks") and isinstance(instances.gt_masks, PolygonMasks):
+        area[rows] = instances.gt_masks[rows].area().float()
+    elif instances.has("gt_masks"):
         masks = instances.gt_masks.tensor
         area[rows] = masks[rows.to(masks.device)].flatten(1).sum(1).float().cpu()
     else:

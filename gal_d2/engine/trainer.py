@@ -39,12 +39,13 @@ from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.statistics import category_statistics
 from gal_d2.data.stream import TrainingLoader, sample_seed
+from gal_d2.engine.attach import attach
 from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
-from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
+from gal_d2.engine.judge import Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.precision import autocast_dtype
@@ -287,29 +288,9 @@ class GALTrainer(DefaultTrainer):
         """What accepts and rejects pasted instances; None with ``GAL.SCORER.ENABLED`` off.
 
         Raises:
-            UserError: the model's ROI heads do not ask a judge, or an option is out of range.
+            UserError: the model cannot be scored, or an option is out of range.
         """
-        if not cfg.GAL.SCORER.ENABLED:
-            return None
-        if cfg.GAL.ACCEPT.UNIT not in ("instance", "batch"):
-            raise UserError(
-                f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance or batch."
-            )
-        if not cfg.GAL.COPY_PASTE.ENABLED:
-            raise UserError(
-                "GAL.SCORER.ENABLED is on, but GAL.COPY_PASTE.ENABLED is off: nothing is pasted "
-                "that could be scored, so turn it on or scoring off."
-            )
-        if cfg.GAL.ACCEPT.UNIT == "batch":
-            return BatchJudge(cfg, model, seed, autocast_dtype(cfg))
-        roi_heads = getattr(model, "roi_heads", None)
-        if not hasattr(roi_heads, "judge"):
-            raise UserError(
-                f"GAL.SCORER.ENABLED is on, but MODEL.ROI_HEADS.NAME is "
-                f"'{cfg.MODEL.ROI_HEADS.NAME}': set it to GALROIHeads or GALCascadeROIHeads."
-            )
-        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed, model)
-        return roi_heads.judge
+        return attach(model, cfg, seed=seed)
 
     @classmethod
     def build_interleaver(cls, cfg: CfgNode) -> Interleaver | None:
