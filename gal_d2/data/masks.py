@@ -203,6 +203,14 @@ def to_boxes(masks: Sequence[LocalMask]) -> Boxes:
     return Boxes(np.array([mask.box for mask in masks], dtype=np.float32).reshape(-1, 4))
 
 
+def as_bit_masks(instances: Instances) -> BitMasks:
+    """The masks of instances on the CPU, of polygons too: ``INPUT.MASK_FORMAT`` has both."""
+    masks = instances.gt_masks
+    if isinstance(masks, PolygonMasks):
+        return BitMasks.from_polygon_masks(masks, *instances.image_size)
+    return masks.to("cpu")
+
+
 def visible_area(instances: Instances, rows: Tensor) -> Tensor:
     """Pixels of some of N instances; of their boxes where they have no masks.
 

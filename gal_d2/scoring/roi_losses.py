@@ -245,6 +245,12 @@ class BoxLoss(HeadLoss):
             predictions = predictor(head(pooled))
             logits = predictions if isinstance(predictions, Tensor) else predictions[0]
             logits = logits.float()
+            if logits.shape[1] != num_classes + 1:
+                raise UserError(
+                    f"The box predictor {type(predictor).__name__} gives {logits.shape[1]} logits "
+                    f"for {num_classes} classes: give one for each and one for the background, or "
+                    "register a head loss (docs/your_model.md)."
+                )
             loss = loss + classification_loss(logits, classes, predictor)
             is_sigmoid = getattr(predictor, "use_sigmoid_ce", False)
             stage = logits.detach().sigmoid() if is_sigmoid else logits.detach().softmax(1)
