@@ -26,15 +26,15 @@ def load(repository, model: str, condition: str, options=()):
 def test_the_settings_are_the_published_ones(repository, model, condition):
     cfg = load(repository, model, condition)
     steps, images, epochs = STEPS[model]
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (steps, images)
+    assert (steps, images) == (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH)
     assert round(steps * images / TRAINING_IMAGES, 1) == epochs
-    assert cfg.GAL.DATA.LSJ.IMAGE_SIZE == SIZES[model]
+    assert SIZES[model] == cfg.GAL.DATA.LSJ.IMAGE_SIZE
     assert tuple(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) == (0.6, 0.7, 0.8)
     assert cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE and cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS
     assert cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
     assert cfg.DATALOADER.REPEAT_THRESHOLD == 0.001
     assert cfg.SOLVER.EMA.ENABLED and cfg.SOLVER.EMA.DECAY == 0.999
-    assert cfg.OUTPUT_DIR == f"output/lvis_{model}_{condition}"
+    assert f"output/lvis_{model}_{condition}" == cfg.OUTPUT_DIR
     if condition != "baseline":
         assert (cfg.GAL.COPY_PASTE.MIN_PASTES, cfg.GAL.COPY_PASTE.MAX_PASTES) == (0, 19)
 
