@@ -39,7 +39,8 @@ def load_config(
                 "comes with GAL-D2."
             )
         try:
-            cfg.merge_from_file(config_file)
+            # detectron2's default lets YAML tags call functions.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         except Exception as error:  # YAML and yacs raise of every kind
             raise UserError(
                 f"{config_file}: {_reason(error, cfg)} (a config file is YAML; gal_d2/config.py "

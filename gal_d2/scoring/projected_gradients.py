@@ -128,6 +128,11 @@ class ProjectedGradients:
         """The heads whose losses tell classes apart."""
         return tuple(name for name, loss in self._losses.items() if loss.classifies)
 
+    @property
+    def need_masks(self) -> bool:
+        """Whether a head looks at the masks of regions."""
+        return any(loss.needs_masks for loss in self._losses.values())
+
     def signature(self) -> dict:
         """What two runs must share for their vectors to be comparable; plain numbers and text."""
         return {

@@ -35,8 +35,8 @@ class RoiBatch:
 
     Attributes:
         boxes: per image, (M_i, 4) XYXY in pixels of the network's input.
-        masks: per image, the M_i ground-truth masks (of the whole image); only the mask head
-            needs them.
+        masks: per image, the M_i ground-truth masks (of the whole image); None where no head needs
+            them.
     """
 
     boxes: list[Boxes]
@@ -53,10 +53,12 @@ class HeadLoss(ABC):
         name: what ``GAL.SCORER.HEADS`` calls it.
         classifies: whether its loss tells classes apart; then its direction is contrasted with
             those of similar classes.
+        needs_masks: whether it looks at :attr:`RoiBatch.masks`, which cost something to select.
     """
 
     name: str
     classifies: bool = False
+    needs_masks: bool = False
 
     def __init__(self, roi_heads: nn.Module) -> None:
         self.roi_heads = roi_heads
@@ -138,6 +140,7 @@ class MaskLoss(HeadLoss):
     """
 
     name = "mask"
+    needs_masks = True
 
     @classmethod
     def obstacle(cls, roi_heads: nn.Module) -> str | None:

@@ -370,7 +370,7 @@ class ContributionScorer:
                 box = torch.cat([box, proposed.detach()[keep.to(proposed.device)].to(box)])
             boxes.append(Boxes(box))
             owner.append(here[index])
-            if "mask" in self.heads:
+            if self.gradients.need_masks:
                 masks.append(target.gt_masks[index.to(target.gt_masks.device)])
         return RoiBatch(boxes, masks or None), torch.cat(owner)
 
