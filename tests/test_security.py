@@ -45,15 +45,12 @@ def crater(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["model.pth", "model.pyth"])
 def test_01_checkpoints_hold_tensors_alone(tmp_path, crater, name):
-    torch.save(
-        {"model": {"a": torch.zeros(1)}, "model_state": {}, "x": Bomb(crater)}, tmp_path / name
-    )
+    path, weights = tmp_path / name, {"a": torch.ones(2)}
+    torch.save({"model": weights, "model_state": weights, "x": Bomb(crater)}, path)
     with pytest.raises(pickle.UnpicklingError):
-        read_checkpoint(tmp_path / name)
-    torch.save(
-        {"model": {"a": torch.ones(2)}, "model_state": {"a": torch.ones(2)}}, tmp_path / name
-    )
-    assert read_checkpoint(tmp_path / name)["model"]["a"].tolist() == [1, 1]
+        read_checkpoint(path)
+    torch.save({"model": weights, "model_state": weights}, path)
+    assert read_checkpoint(path)["model"]["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -160,7 +157,7 @@ def test_07_images_lie_in_their_folder(tmp_path, name):
 
 
 def test_08_a_list_names_images_of_its_folder(tmp_path):
-    names = CategoryNames({1: "cup"})
+    names = CategoryNames([{"id": 1, "name": "cup"}])
     for path in ("../secret.png", "*/etc/secret.png"):
         (tmp_path / "pool.json").write_text(json.dumps({"0": [path]}))
         with pytest.raises(UserError, match=r"secret.png', which lies outside .*--image-root"):
