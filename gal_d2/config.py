@@ -321,7 +321,8 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     gal.SCORER = CfgNode()
     # Score each pasted instance while training, and let GAL.ACCEPT decide which train the heads.
     gal.SCORER.ENABLED = False
-    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or both.
+    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or others that
+    # are registered (docs/your_model.md).
     gal.SCORER.HEADS = ["box", "mask"]
     # Combined score = sum of SCORE_WEIGHTS * cosine with the class's direction
     #                - sum of LOSS_WEIGHTS * how far the loss exceeds recent real instances' losses,
