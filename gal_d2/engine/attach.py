@@ -6,8 +6,6 @@ does so itself (docs/your_model.md).
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
@@ -21,8 +19,6 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.roi_heads import let_ask
 from gal_d2.scoring.projected_gradients import ProjectedGradients
 from gal_d2.scoring.rehearsal import SIDE, rehearse
-
-logger = logging.getLogger(__name__)
 
 
 def attach(model: nn.Module, cfg: CfgNode, *, seed: int = 0) -> Judge | None:

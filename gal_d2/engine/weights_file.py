@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+_UNUSED = "num_batches_tracked"  # of batch normalisation
 _ARRAYS = frozenset(
     {
         ("collections", "OrderedDict"),
@@ -58,7 +59,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             return _from_zoo(_ArrayUnpickler(file, encoding="latin1").load())
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     if path.suffix == ".pyth":  # of pycls
-        return {"model": loaded["model_state"], "__author__": "pycls", "matching_heuristics": True}
+        weights = {k: v for k, v in loaded["model_state"].items() if not k.endswith(_UNUSED)}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
     return loaded if "model" in loaded else {"model": loaded}
 
 

@@ -168,7 +168,7 @@ def _guarded_losses(roi_heads: nn.Module) -> Iterator[None]:
     Heads that match boxes in a way of their own may label some with a rejected object's class, -1,
     which one loss takes for the background and another for the last class.
     """
-    predictors = [m for m in roi_heads.modules() if callable(getattr(m, "losses", None))]
+    predictors = [m for m in roi_heads.modules() if callable(getattr(type(m), "losses", None))]
     name = type(roi_heads).__name__
 
     def guarded(losses: Callable, *args, **kwargs):
