@@ -34,7 +34,6 @@ import numpy as np
 
 import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from documents import check_document, markdown_table, replace_tables
 
@@ -176,13 +175,12 @@ def measure_annotations(size: int, folder: Path, steps: Steps) -> None:
     path = folder / "lvis.json"
     steps.time("synthetic JSON, written", lambda: write_annotations(path, size))
     steps.note("JSON, on disk", path.stat().st_size / 1e6)
-    register_instances("scale", path, folder)
+    register_instances("scale", path, folder, replace=True)
     dicts = steps.time("read and checked", lambda: load_instances("scale"))
     steps.time("statistics", lambda: category_statistics("scale"))
     steps.time("statistics, from the cache", lambda: category_statistics("scale"))
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
     steps.time("repeat factors", lambda: factors(dicts, 0.001))
-    MetadataCatalog.remove("scale")
 
 
 def write_annotations(path: Path, images: int) -> None:
