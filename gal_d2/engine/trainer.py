@@ -7,6 +7,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -353,7 +354,7 @@ class GALTrainer(DefaultTrainer):
         return TrainingLoader(
             DatasetFromList(dicts, copy=False),
             CopyPasteMapper(cfg, dataset_dicts=dicts, probe_dicts=probe),
-            functools.partial(build_training_sampler, cfg, dicts),
+            training_order(cfg, dicts),
             seed=seed,
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
             is_wide=np.array([d["width"] > d["height"] for d in dicts])
@@ -474,16 +475,21 @@ class StepSeed(HookBase):
         seed_all_rng(sample_seed(self.trainer.seed + 1, position) % 2**31)
 
 
-def build_training_sampler(cfg: CfgNode, dicts: list[dict], seed: int):
-    """The endless order of dataset indices for this process: uniform or by repeat factor."""
+def training_order(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Iterable[int]]:
+    """What gives, from a seed, the endless order of dataset indices for this process.
+
+    Uniform or by repeat factor. It does not keep ``dicts``: as Python objects, LVIS's annotations
+    take several times the memory that they take serialised.
+    """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
-        return TrainingSampler(len(dicts), seed=seed)
+        size = len(dicts)
+        return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD
         )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}': choose TrainingSampler or "
         "RepeatFactorTrainingSampler."
