@@ -95,10 +95,11 @@ def rehearse_on_noise(gradients: ProjectedGradients, model: nn.Module) -> None:
     Raises:
         UserError: a head cannot be taken apart.
     """
-    shapes = getattr(model.backbone, "output_shape", None)
-    if shapes is None:  # no detectron2 backbone: the first step will tell
-        return
-    rehearse(gradients, _noise(shapes(), next(model.parameters()).device))
+    shapes = getattr(model.backbone, "output_shape", dict)()
+    needed = getattr(model.roi_heads, "box_in_features", ())
+    if not shapes or not set(needed) <= set(shapes):
+        return  # other maps than the backbone's reach the heads: the first step will tell
+    rehearse(gradients, _noise(shapes, next(model.parameters()).device))
 
 
 def _noise(shapes: dict, device: torch.device) -> dict[str, Tensor]:

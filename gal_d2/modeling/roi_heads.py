@@ -231,8 +231,10 @@ def let_ask(roi_heads: nn.Module) -> None:
     if issubclass(cls, JudgedROIHeads):
         return
     expected = ["images", "features", "proposals", "targets"]
-    given = list(inspect.signature(cls.forward).parameters)[1:]
-    if given[:4] != expected:
+    parameters = inspect.signature(cls.forward).parameters
+    given = list(parameters)[1:]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    if given[:4] != expected and not takes_any:
         raise UserError(
             f"The ROI heads {cls.__name__} have forward({', '.join(given)}): to be scored, its "
             f"first arguments must be those of detectron2's, {', '.join(expected)}."
