@@ -11,6 +11,8 @@ OUTPUT/scale.jsonl and not measured again. With two sizes, the table says with w
 size time and memory grow. Times are CPU seconds, memory is what the step adds to the resident set
 at its peak.
 
+- index (size: cut-outs of a pool): building it, letting it grow, look-ups; benchmarks/pool.py opens
+  files.
 - posterior (size: cut-outs): updating it, a step's draws, snapshots, a checkpoint.
 - ledger (size: rows): appending, and the queries that ranking and filtering make.
 - annotations (size: images): writing LVIS's JSON, reading and checking it, statistics, repeat
@@ -38,6 +40,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from documents import check_document, markdown_table, replace_tables
 
 from gal_d2.data.datasets import load_instances, register_instances
+from gal_d2.data.pool_index import PoolIndex
 from gal_d2.data.posterior_draw import choose_from_best
 from gal_d2.data.posterior_view import PosteriorView, posterior_source
 from gal_d2.data.snapshots import KEYFRAME, Snapshots
@@ -55,6 +58,7 @@ PASTES = 152  # of a step: 16 images x 9.5
 CANDIDATES, BEST = 12, 3
 ANNOTATIONS_PER_IMAGE = 12.68
 SIZES = {
+    "index": (1_200_000, 12_000_000),
     "posterior": (120_000, 1_200_000),
     "ledger": (2_700_000, 27_000_000),
     "annotations": (10_000, 100_000),
@@ -102,6 +106,29 @@ def contribution(ids: np.ndarray, rng: np.random.Generator) -> Contribution:
         num_rois=torch.ones(number, dtype=torch.int64),
         area=torch.full((number,), 900.0),
     )
+
+
+def measure_index(size: int, folder: Path, steps: Steps) -> None:
+    """The index alone: what opening a pool and taking in new shards compute."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1 << 62, size=size)
+    shard, row = np.divmod(np.arange(size), 8192)
+    index = steps.time("built", lambda: PoolIndex(ids, ids % CATEGORIES, shard, row))
+    new = rng.integers(1 << 62, size=1600)  # 16 images at each of 100 steps
+
+    def grow() -> PoolIndex:
+        return PoolIndex(
+            np.concatenate([index.ids, new]),
+            np.concatenate([index.categories[index.category_index], new % CATEGORIES]),
+            np.concatenate([index.shard, np.full(len(new), shard[-1] + 1)]),
+            np.concatenate([index.row, np.arange(len(new))]),
+        )
+
+    steps.time("with the new cut-outs of 100 steps", grow)
+    wanted = rng.choice(ids, PASTES * CANDIDATES)
+    steps.time("look-up of a step's candidates", lambda: index.find_many(wanted), 50)
+    of_step = rng.integers(CATEGORIES, size=PASTES).tolist()
+    steps.time("ids of a step's categories", lambda: [index.ids_of(c) for c in of_step], 50)
 
 
 def measure_posterior(size: int, folder: Path, steps: Steps) -> None:
@@ -218,6 +245,7 @@ def write_annotations(path: Path, images: int) -> None:
 
 
 PIECES = {
+    "index": measure_index,
     "posterior": measure_posterior,
     "ledger": measure_ledger,
     "annotations": measure_annotations,
