@@ -206,9 +206,16 @@ def to_boxes(masks: Sequence[LocalMask]) -> Boxes:
 def as_bit_masks(instances: Instances) -> BitMasks:
     """The masks of instances on the CPU, of polygons too: ``INPUT.MASK_FORMAT`` has both."""
     masks = instances.gt_masks
-    if isinstance(masks, PolygonMasks):
-        return BitMasks.from_polygon_masks(masks, *instances.image_size)
-    return masks.to("cpu")
+    if not isinstance(masks, PolygonMasks):
+        return masks.to("cpu")
+    height, width = instances.image_size
+    bitmaps = np.zeros((len(masks), height, width), dtype=bool)
+    for bitmap, polygons in zip(bitmaps, masks.polygons, strict=True):
+        points = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+        mask = rasterize_polygons(points, Box(0, 0, width, height))
+        if mask is not None:
+            bitmap[mask.box.slices] = mask.bitmap
+    return BitMasks(bitmaps)
 
 
 def visible_area(instances: Instances, rows: Tensor) -> Tensor:
