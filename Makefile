@@ -14,6 +14,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 MINIATURE := datasets/miniature/.complete
 
+# A checkout of detectron2 to run the tests against, in place of the installed one:
+#   make test DETECTRON2=../detectron2
+DETECTRON2 ?=
+TEST := $(if $(DETECTRON2),PYTHONPATH="$(abspath $(DETECTRON2))") $(BIN)/python -m pytest
+
 # Of `make rank`.
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
@@ -53,10 +58,10 @@ pictures: demo
 	cp output/miniature_gal/training_images.png output/miniature_gal/predictions.png docs/images/
 
 test: $(VENV)/.complete
-	$(BIN)/python -m pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 slow: $(VENV)/.complete
-	$(BIN)/python -m pytest -m slow
+	$(TEST) -m slow
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

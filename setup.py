@@ -34,7 +34,7 @@ setup(
         "numpy>=1.24",
         "opencv-python>=4.8",
         "Pillow>=9.5",
-        "pyarrow>=14",
+        "pyarrow>=14.0.1",
         "pycocotools>=2.0.7",
         "PyYAML>=5.1",
         "lvis>=0.5.3",

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from gal_d2.config import add_gal_config
     from gal_d2.data.cut_out import CutOut
     from gal_d2.data.pool import InstancePool, PoolWriter
+    from gal_d2.engine.attach import attach
     from gal_d2.engine.trainer import GALTrainer
 
-__all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config"]
+__all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config", "attach"]
 
 _HOMES = {
     "CutOut": "gal_d2.data.cut_out",
@@ -21,6 +22,7 @@ _HOMES = {
     "InstancePool": "gal_d2.data.pool",
     "PoolWriter": "gal_d2.data.pool",
     "add_gal_config": "gal_d2.config",
+    "attach": "gal_d2.engine.attach",
 }
 
 

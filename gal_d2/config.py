@@ -9,7 +9,8 @@ def add_gal_config(cfg: CfgNode) -> None:
     """Add this project's keys, with their defaults, to a detectron2 config.
 
     Args:
-        cfg: the result of ``detectron2.config.get_cfg()``; changed in place.
+        cfg: the result of ``detectron2.config.get_cfg()``; changed in place. Keys that another
+            project has added before stay, with its values.
     """
     _add_detectron2_head_keys(cfg)
     _add_model_keys(cfg)
@@ -42,23 +43,26 @@ def _add_detectron2_head_keys(cfg: CfgNode) -> None:
 
 
 def _add_model_keys(cfg: CfgNode) -> None:
-    cfg.MODEL.TIMM = CfgNode()
+    timm = CfgNode()
     # Name of a timm model with `features_only` support ("resnet50", "convnext_base",
     # "swin_large_patch4_window12_384"). Not empty: an FPN on it replaces MODEL.BACKBONE.NAME.
-    cfg.MODEL.TIMM.NAME = ""
+    timm.NAME = ""
     # Start from timm's pretrained weights. Needs the hub or its cache.
-    cfg.MODEL.TIMM.PRETRAINED = True
+    timm.PRETRAINED = True
     # A local weight file (.pth or .safetensors) to use in place of the hub's.
-    cfg.MODEL.TIMM.WEIGHTS = ""
+    timm.WEIGHTS = ""
     # Keep its batch normalisation frozen at the loaded statistics, as detectron2's ResNets do.
-    cfg.MODEL.TIMM.FREEZE_BN = True
+    timm.FREEZE_BN = True
     # Strides of the feature maps that the FPN is built on.
-    cfg.MODEL.TIMM.STRIDES = [4, 8, 16, 32]
+    timm.STRIDES = [4, 8, 16, 32]
+    # Detic, CenterNet2 and X-Paste have a node of this name, too.
+    timm.update(cfg.MODEL.get("TIMM", {}))
+    cfg.MODEL.TIMM = timm
 
 
 def _add_solver_keys(cfg: CfgNode) -> None:
     # "SGD" (detectron2's) or "ADAMW".
-    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.OPTIMIZER = cfg.SOLVER.get("OPTIMIZER", "SGD")
     # Data type of autocast when SOLVER.AMP.ENABLED: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Exponential moving average of the weights, updated after each optimizer step. When enabled,
@@ -317,7 +321,8 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     gal.SCORER = CfgNode()
     # Score each pasted instance while training, and let GAL.ACCEPT decide which train the heads.
     gal.SCORER.ENABLED = False
-    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or both.
+    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or others that
+    # are registered (docs/your_model.md).
     gal.SCORER.HEADS = ["box", "mask"]
     # Combined score = sum of SCORE_WEIGHTS * cosine with the class's direction
     #                - sum of LOSS_WEIGHTS * how far the loss exceeds recent real instances' losses,

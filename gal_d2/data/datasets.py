@@ -36,7 +36,7 @@ from gal_d2.data.annotation_file import (
     without_garbage_collection,
 )
 from gal_d2.data.image_file import WarnOnce
-from gal_d2.data.image_paths import find_image, first_value
+from gal_d2.data.image_paths import find_image, first_value, leaves_folder
 from gal_d2.data.object_report import ObjectReport
 from gal_d2.errors import UserError
 
@@ -473,6 +473,11 @@ def _image_name(source: _Source, image: dict[str, Any]) -> str:
     url, name = image.get("coco_url"), image.get("file_name")
     if url and (source.split_folders or not name):
         name = "/".join(url.split("/")[-2:])
+    if leaves_folder(source.image_root, name):
+        raise UserError(
+            f"{source.json_file}: image {image.get('id', '')} is '{name}', which lies outside of "
+            f"the image folder {source.image_root}: give the folder that holds all images."
+        )
     return name
 
 

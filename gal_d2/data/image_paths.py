@@ -35,6 +35,18 @@ def find_image(root: str | Path, name: str) -> str:
     return path
 
 
+def leaves_folder(root: str | Path, name: str) -> bool:
+    """Whether a name that a file gives leads out of the folder that it is relative to.
+
+    A link in the folder is the user's own, and leads where it leads.
+    """
+    if ".." not in name and not name.startswith(("/", "\\")):
+        return False
+    folder = os.path.abspath(root)
+    path = os.path.abspath(os.path.join(folder, name.replace("\\", "/")))
+    return os.path.commonpath((folder, path)) != folder
+
+
 def first_value(json_file: Path, keys: Iterable[str]) -> tuple[str, str] | None:
     """The first of ``keys`` that the JSON has, and its first value, found without parsing.
 

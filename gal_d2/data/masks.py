@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
@@ -203,18 +203,35 @@ def to_boxes(masks: Sequence[LocalMask]) -> Boxes:
     return Boxes(np.array([mask.box for mask in masks], dtype=np.float32).reshape(-1, 4))
 
 
+def as_bit_masks(instances: Instances) -> BitMasks:
+    """The masks of instances on the CPU, of polygons too: ``INPUT.MASK_FORMAT`` has both."""
+    masks = instances.gt_masks
+    if not isinstance(masks, PolygonMasks):
+        return masks.to("cpu")
+    height, width = instances.image_size
+    bitmaps = np.zeros((len(masks), height, width), dtype=bool)
+    for bitmap, polygons in zip(bitmaps, masks.polygons, strict=True):
+        points = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+        mask = rasterize_polygons(points, Box(0, 0, width, height))
+        if mask is not None:
+            bitmap[mask.box.slices] = mask.bitmap
+    return BitMasks(bitmaps)
+
+
 def visible_area(instances: Instances, rows: Tensor) -> Tensor:
     """Pixels of some of N instances; of their boxes where they have no masks.
 
     Args:
-        instances: with ``gt_boxes``, and ``gt_masks`` as bit masks.
+        instances: with ``gt_boxes``, and ``gt_masks`` as bit masks or polygons.
         rows: (N,) bool on the CPU, which.
 
     Returns:
         (N,) float32 on the CPU; NaN for the others.
     """
     area = torch.full((len(instances),), torch.nan)
-    if instances.has("gt_masks"):
+    if instances.has("gt_masks") and isinstance(instances.gt_masks, PolygonMasks):
+        area[rows] = instances.gt_masks[rows].area().float()
+    elif instances.has("gt_masks"):
         masks = instances.gt_masks.tensor
         area[rows] = masks[rows.to(masks.device)].flatten(1).sum(1).float().cpu()
     else:

@@ -583,11 +583,17 @@ class InstancePool:
             yield from zip(names, threads.map(read, names), strict=True)
 
     def _add_shards(self, names: Iterable[str]) -> None:
-        known = set(self._shards)
+        names, known = set(names), set(self._shards)
+        for name in names:  # a snapshot's are from a file
+            if os.path.basename(name) != name:
+                raise UserError(
+                    f"'{name}' is no name of a shard of the instance pool {self.root}: the "
+                    "snapshot that has it is damaged; start anew in another OUTPUT_DIR"
+                )
         index = self._index
         parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         # A shard that was corrupt is tried again: it may have been in the middle of a copy.
-        for name, columns in self._read_indices(sorted(set(names) - known)):
+        for name, columns in self._read_indices(sorted(names - known)):
             if not isinstance(columns, CorruptShardError):
                 parts[name] = self._of_now(columns)
                 self.corrupt_shards.pop(name, None)

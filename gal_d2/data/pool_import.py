@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from gal_d2.data.category_names import CategoryNames, read_json
 from gal_d2.data.cut_out import ALPHA_MODES, CutOutSource, crop_to_alpha, encode_rgba
+from gal_d2.data.image_paths import leaves_folder
 from gal_d2.data.pool import InstancePool, PoolWriter
 from gal_d2.data.usable import PROBLEMS, is_sliver, problem_of
 from gal_d2.errors import UserError
@@ -159,7 +160,7 @@ def list_xpaste(
         image_root: folder that relative paths start from; by default that of ``json_file``.
 
     Raises:
-        UserError: the file is missing or of another form.
+        UserError: the file is missing or of another form, or names images outside of the folder.
     """
     remedy = "give a JSON object that maps class indices to lists of paths"
     content = read_json(json_file, remedy)
@@ -179,6 +180,11 @@ def list_xpaste(
             continue
         for path in paths:
             label = path.removeprefix(_PRECROPPED)
+            if leaves_folder(base, label):
+                raise UserError(
+                    f"{json_file} names '{label}', which lies outside of {base}: give the folder "
+                    "that holds all images (--image-root)"
+                )
             crop = not path.startswith(_PRECROPPED)
             result.files.append(ImageFile(base / label, label, category_id, crop))
     return result

@@ -18,9 +18,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -31,7 +34,8 @@ from gal_d2.data.probe import probe_samples
 from gal_d2.engine.judge import Judge
 from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
-from gal_d2.scoring.acceptance import BatchDecision, build_batch_rule
+from gal_d2.modeling.roi_heads import can_classify
+from gal_d2.scoring.acceptance import BatchDecision, BatchRule, build_batch_rule
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.gathering import is_distributed
 from gal_d2.scoring.non_finite import NonFiniteReport
@@ -165,11 +169,15 @@ def batch_contribution(
 class BatchJudge(Judge):
     """Accepts a step's pastes, or has the step train on the same images without them.
 
+    Also built as ``BatchJudge(cfg, model, seed, autocast_dtype)``.
+
     Args:
-        cfg: ``GAL.ACCEPT`` and ``GAL.SCORER.PROBE`` say how.
         model: the detector, not wrapped in DistributedDataParallel.
-        seed: the run's seed.
+        rule: accepts or rejects.
+        momentum: of the average gradient, weight of the old one.
+        probe_period: steps from one with probe images to the next.
         autocast_dtype: as in training.
+        metadata, output_dir, max_steps, seed: as for :class:`~gal_d2.engine.judge.Judge`.
 
     Attributes:
         cache: the average gradient on probe images.
@@ -180,34 +188,58 @@ class BatchJudge(Judge):
         UserError: a model that this cannot look into, or an option out of range.
     """
 
+    @configurable
     def __init__(
         self,
-        cfg: CfgNode,
+        *,
         model: nn.Module,
-        seed: int,
+        rule: BatchRule,
+        momentum: float = 0.1,
+        probe_period: int = 1,
         autocast_dtype: torch.dtype | None = None,
+        metadata: Metadata,
+        output_dir: str | Path,
+        max_steps: int,
+        seed: int = 0,
     ) -> None:
-        if not isinstance(model, GeneralizedRCNN) or not hasattr(model.roi_heads, "classify"):
+        heads = getattr(model, "roi_heads", None)
+        if not isinstance(model, GeneralizedRCNN) or not can_classify(heads):
             raise UserError(
-                f"GAL.ACCEPT.UNIT is 'batch', but MODEL.META_ARCHITECTURE is "
-                f"'{cfg.MODEL.META_ARCHITECTURE}' with MODEL.ROI_HEADS.NAME "
-                f"'{cfg.MODEL.ROI_HEADS.NAME}': set them to GeneralizedRCNN and to GALROIHeads or "
-                "GALCascadeROIHeads."
+                f"GAL.ACCEPT.UNIT is 'batch', which works with a GeneralizedRCNN whose ROI heads "
+                f"sample, match and run as StandardROIHeads or CascadeROIHeads do, and not with "
+                f"{type(model).__name__} with {type(heads).__name__}: set MODEL.ROI_HEADS.NAME to "
+                "GALROIHeads or GALCascadeROIHeads, or GAL.ACCEPT.UNIT to instance."
             )
-        momentum = cfg.GAL.ACCEPT.BATCH_MOMENTUM
         if not 0 <= momentum < 1:
             raise UserError(
                 f"GAL.ACCEPT.BATCH_MOMENTUM is {momentum}: set it to a value in [0, 1)."
             )
-        super().__init__(cfg, seed)
+        super().__init__(metadata=metadata, output_dir=output_dir, max_steps=max_steps, seed=seed)
         self.model = model
         self.autocast_dtype = autocast_dtype
-        self.rule = build_batch_rule(cfg)
+        self.rule = rule
         self.cache = MomentumGradient(momentum)
-        self.probe_period = cfg.GAL.SCORER.PROBE.PERIOD
+        self.probe_period = probe_period
         self.non_finite = NonFiniteReport()
         self.decision: BatchDecision | None = None
         self.loss_scale: Callable[[], float] = lambda: 1.0
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        seed: int,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> dict[str, Any]:
+        return {
+            **cls._run_arguments(cfg, seed),
+            "model": model,
+            "rule": build_batch_rule(cfg),
+            "momentum": cfg.GAL.ACCEPT.BATCH_MOMENTUM,
+            "probe_period": cfg.GAL.SCORER.PROBE.PERIOD,
+            "autocast_dtype": autocast_dtype,
+        }
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
         """Decide; give back the batch, or its samples without pastes. A collective call."""

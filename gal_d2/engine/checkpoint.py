@@ -28,6 +28,7 @@ from torch import nn
 
 from gal_d2.data.datasets import load_metadata, names_left_out
 from gal_d2.engine.resume import check_options
+from gal_d2.engine.weights_file import read_checkpoint
 from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class CheckpointStore(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
-            checkpoint = super()._load_file(filename)
+            checkpoint = read_checkpoint(filename)
             weights = checkpoint["model"]
             if not isinstance(weights, Mapping) or not all(
                 isinstance(value, np.ndarray | torch.Tensor) for value in weights.values()

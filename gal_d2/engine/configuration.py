@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -12,14 +12,25 @@ from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 
 
-def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+def load_config(
+    config_file: str,
+    opts: list[str] | None = None,
+    add_config: Callable[[CfgNode], None] | None = None,
+) -> CfgNode:
     """Read a YAML config and the command line's ``KEY VALUE`` pairs on top of the defaults.
+
+    Args:
+        config_file: "" for the defaults alone.
+        opts: of the command line.
+        add_config: adds the keys of a user's project to the defaults.
 
     Raises:
         UserError: the file is not there or is no YAML, a key is unknown, or a value is of another
             type.
     """
     cfg = get_cfg()
+    if add_config is not None:
+        add_config(cfg)
     add_gal_config(cfg)
     if config_file:
         if not Path(config_file).is_file():
@@ -28,7 +39,8 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
                 "comes with GAL-D2."
             )
         try:
-            cfg.merge_from_file(config_file)
+            # detectron2's default lets YAML tags call functions.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
         except Exception as error:  # YAML and yacs raise of every kind
             raise UserError(
                 f"{config_file}: {_reason(error, cfg)} (a config file is YAML; gal_d2/config.py "

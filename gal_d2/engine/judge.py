@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -30,6 +31,7 @@ from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.acceptance import (
     AcceptanceContext,
+    AcceptancePolicy,
     AlwaysAccept,
     Decision,
     build_acceptance_policy,
@@ -47,6 +49,11 @@ logger = logging.getLogger(__name__)
 
 GROUPS = "rcf"  # frequency groups by number, as the scoring package has them
 SCORE_QUANTILES = (0.1, 0.5, 0.9)
+
+
+def class_groups(metadata: Metadata) -> Tensor:
+    """(C,) int64, the frequency group of each class of a data set, an index into ``GROUPS``."""
+    return torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
 
 
 def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> ContributionScorer:
@@ -102,7 +109,9 @@ class Judge(ABC):
     """What the trainer and :class:`JudgeHook` know of a judge, whichever unit it decides on.
 
     Args:
-        cfg: ``DATASETS.TRAIN`` names the classes, ``OUTPUT_DIR`` has the ledger.
+        metadata: of the training set, as :func:`~gal_d2.data.datasets.load_metadata` gives it.
+        output_dir: has the ledger.
+        max_steps: of the training.
         seed: the run's seed.
 
     Attributes:
@@ -111,19 +120,30 @@ class Judge(ABC):
         verdict: of the last step; None before the first.
     """
 
-    def __init__(self, cfg: CfgNode, seed: int) -> None:
-        metadata = load_metadata(cfg.DATASETS.TRAIN[0])
-        self.class_groups = torch.tensor([GROUPS.index(f) for f in metadata.category_frequency])
+    def __init__(
+        self, *, metadata: Metadata, output_dir: str | Path, max_steps: int, seed: int = 0
+    ) -> None:
+        self.class_groups = class_groups(metadata)
         self._metadata = metadata
-        self._output_dir = Path(cfg.OUTPUT_DIR)
+        self._output_dir = Path(output_dir)
         self.ledger = self.open_ledger("ledger")
         self.posterior: Posterior | None = None
-        self.max_steps = cfg.SOLVER.MAX_ITER
+        self.max_steps = max_steps
         self.seed = seed
         self.step = 0
         self.image_ids: Sequence[int] = ()
         self.verdict: Verdict | None = None
         self._restored = False
+
+    @staticmethod
+    def _run_arguments(cfg: CfgNode, seed: int) -> dict[str, Any]:
+        """Arguments of this class from the config of a run."""
+        return {
+            "metadata": load_metadata(cfg.DATASETS.TRAIN[0]),
+            "output_dir": cfg.OUTPUT_DIR,
+            "max_steps": cfg.SOLVER.MAX_ITER,
+            "seed": seed,
+        }
 
     def open_ledger(self, name: str) -> LedgerWriter:
         """A ledger in the folder ``name`` of the run's output."""
@@ -187,22 +207,54 @@ class Judge(ABC):
 class InstanceJudge(Judge):
     """Scores the pasted instances of each training step and accepts or rejects each.
 
-    Called by the ROI heads of the model in training, once a step, on every process.
+    Called by the ROI heads of the model in training, once a step, on every process. Also built as
+    ``InstanceJudge(cfg, roi_heads, seed, model)``.
 
     Args:
-        cfg: ``GAL.SCORER`` and ``GAL.ACCEPT`` say how.
         roi_heads: whose gradients are looked at.
-        seed: the run's seed.
-        model: the detector that ``roi_heads`` is part of; ``TARGET: probe`` has it look at images.
+        scorer: of these heads.
+        policy: accepts and rejects.
+        posterior: of what ``scorer`` gives.
+        probe_model: the detector that ``roi_heads`` is part of, to learn from held-out images; None
+            to learn from the training batch.
+        max_proposals: proposals that an instance is scored on; 0: on its box.
+        min_age: steps in which real instances of a class must have come for a score to count.
+        metadata, output_dir, max_steps, seed: as for :class:`Judge`.
 
     Raises:
         UserError: an option is out of range.
     """
 
+    @configurable
     def __init__(
-        self, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module | None = None
+        self,
+        *,
+        roi_heads: nn.Module,
+        scorer: ContributionScorer,
+        policy: AcceptancePolicy,
+        posterior: Posterior,
+        probe_model: nn.Module | None = None,
+        max_proposals: int = 0,
+        min_age: int = 20,
+        metadata: Metadata,
+        output_dir: str | Path,
+        max_steps: int,
+        seed: int = 0,
     ) -> None:
-        super().__init__(cfg, seed)
+        super().__init__(metadata=metadata, output_dir=output_dir, max_steps=max_steps, seed=seed)
+        self.roi_heads = roi_heads
+        self.scorer, self.policy, self.posterior = scorer, policy, posterior
+        self.model = probe_model
+        self.max_proposals = max_proposals
+        self._probe: list[dict] = []
+        self.min_age = min_age
+        # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
+        self._armed = False
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module | None = None
+    ) -> dict[str, Any]:
         node = cfg.GAL.SCORER
         for key, known in (("ROIS", ("gt", "proposals")), ("TARGET", ("train", "probe"))):
             if node[key] not in known:
@@ -213,18 +265,24 @@ class InstanceJudge(Judge):
             )
         if node.TARGET == "probe" and model is None:
             raise ValueError("with GAL.SCORER.TARGET 'probe' the judge needs the model")
-        self.roi_heads = roi_heads
-        self.model = model if node.TARGET == "probe" else None
-        self.max_proposals = node.MAX_PROPOSALS if node.ROIS == "proposals" else 0
-        self._probe: list[dict] = []
-        self.scorer = build_scorer(cfg, roi_heads, self.class_groups)
-        self.policy = build_acceptance_policy(cfg)
-        self.posterior = Posterior.from_config(cfg)
-        self.min_age = cfg.GAL.ACCEPT.WARM_UP.MIN_AGE
-        # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
-        self._armed = False
+        run = cls._run_arguments(cfg, seed)
+        return {
+            **run,
+            "roi_heads": roi_heads,
+            "scorer": build_scorer(cfg, roi_heads, class_groups(run["metadata"])),
+            "policy": build_acceptance_policy(cfg),
+            "posterior": Posterior.from_config(cfg),
+            "probe_model": model if node.TARGET == "probe" else None,
+            "max_proposals": node.MAX_PROPOSALS if node.ROIS == "proposals" else 0,
+            "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
+        }
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
+        if self._armed:
+            raise UserError(
+                f"The ROI heads {type(self.roi_heads).__name__} did not ask the judge in the last "
+                "step: have their forward call super().forward, and the model call its roi_heads."
+            )
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
         return super().start_step(step, batch)

@@ -29,7 +29,7 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils as utils
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -42,8 +42,9 @@ from gal_d2.data.placements import sample_per_category
 from gal_d2.data.pool import InstancePool, open_configured_pool
 from gal_d2.data.pool_preflight import require_usable_pool
 from gal_d2.engine.arguments import SPLITS, add_scoring_arguments
+from gal_d2.engine.attach import rehearse_on_noise, scored_roi_heads
 from gal_d2.engine.auditions import Auditioner
-from gal_d2.engine.judge import GROUPS, build_scorer
+from gal_d2.engine.judge import build_scorer, class_groups
 from gal_d2.errors import UserError, some_of
 from gal_d2.scoring.acceptance import Decision
 from gal_d2.scoring.ledger import Ledger, LedgerWriter
@@ -228,15 +229,10 @@ class _OfflinePass:
         self.categories = categories
         self.metadata = load_metadata(cfg.DATASETS.TRAIN[0])
         self.class_of_category = self.metadata.thing_dataset_id_to_contiguous_id
-        groups = [GROUPS.index(f) for f in self.metadata.category_frequency]
-        if not hasattr(model, "roi_heads"):
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}', which has no ROI "
-                "heads to look at the gradients of: score with a GeneralizedRCNN."
-            )
         self.scorer = build_scorer(
-            _offline_scorer_config(cfg), model.roi_heads, Tensor(groups).long()
+            _offline_scorer_config(cfg), scored_roi_heads(model), class_groups(self.metadata)
         )
+        rehearse_on_noise(self.scorer.gradients, model)
         self.augmentations = utils.build_augmentation(cfg, is_train=False)
         self.auditioner = Auditioner(
             cfg,

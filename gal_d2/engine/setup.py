@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,17 +27,18 @@ logger = logging.getLogger(__name__)
 __all__ = ["argument_parser", "load_config", "resolve_datasets", "setup"]
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, add_config: Callable[[CfgNode], None] | None = None) -> CfgNode:
     """The config of a run, with its data sets registered, logging and seeds set up.
 
     Args:
         args: of :func:`argument_parser`.
+        add_config: adds the keys of a user's project to the defaults.
 
     Raises:
         UserError: a config file, key, data set or device that is not there; or an OUTPUT_DIR with
             the results of another training.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, add_config)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
     resolve_datasets(cfg, split="TEST" if args.eval_only else "TRAIN")

@@ -7,6 +7,7 @@ import functools
 import logging
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ from gal_d2.data.pool_growth import pool_state
 from gal_d2.data.probe import split_probe
 from gal_d2.data.snapshots import Snapshots
 from gal_d2.data.stream import TrainingLoader, sample_seed
+from gal_d2.engine.attach import attach
 from gal_d2.engine.auditions import Auditioner, AuditionHook
 from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
 from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
-from gal_d2.engine.judge import InstanceJudge, Judge, JudgeHook
+from gal_d2.engine.judge import Judge, JudgeHook
 from gal_d2.engine.output_folder import refuse_earlier_results
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.precision import autocast_dtype
@@ -285,29 +287,9 @@ class GALTrainer(DefaultTrainer):
         """What accepts and rejects pasted instances; None with ``GAL.SCORER.ENABLED`` off.
 
         Raises:
-            UserError: the model's ROI heads do not ask a judge, or an option is out of range.
+            UserError: the model cannot be scored, or an option is out of range.
         """
-        if not cfg.GAL.SCORER.ENABLED:
-            return None
-        if cfg.GAL.ACCEPT.UNIT not in ("instance", "batch"):
-            raise UserError(
-                f"GAL.ACCEPT.UNIT is '{cfg.GAL.ACCEPT.UNIT}': choose instance or batch."
-            )
-        if not cfg.GAL.COPY_PASTE.ENABLED:
-            raise UserError(
-                "GAL.SCORER.ENABLED is on, but GAL.COPY_PASTE.ENABLED is off: nothing is pasted "
-                "that could be scored, so turn it on or scoring off."
-            )
-        if cfg.GAL.ACCEPT.UNIT == "batch":
-            return BatchJudge(cfg, model, seed, autocast_dtype(cfg))
-        roi_heads = getattr(model, "roi_heads", None)
-        if not hasattr(roi_heads, "judge"):
-            raise UserError(
-                f"GAL.SCORER.ENABLED is on, but MODEL.ROI_HEADS.NAME is "
-                f"'{cfg.MODEL.ROI_HEADS.NAME}': set it to GALROIHeads or GALCascadeROIHeads."
-            )
-        roi_heads.judge = InstanceJudge(cfg, roi_heads, seed, model)
-        return roi_heads.judge
+        return attach(model, cfg, seed=seed)
 
     @classmethod
     def build_interleaver(cls, cfg: CfgNode) -> Interleaver | None:
@@ -370,7 +352,7 @@ class GALTrainer(DefaultTrainer):
         return TrainingLoader(
             DatasetFromList(dicts, copy=False),
             CopyPasteMapper(cfg, dataset_dicts=dicts, probe_dicts=probe),
-            functools.partial(build_training_sampler, cfg, dicts),
+            training_order(cfg, dicts),
             seed=seed,
             batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
             is_wide=np.array([d["width"] > d["height"] for d in dicts])
@@ -433,16 +415,21 @@ class StepSeed(HookBase):
         seed_all_rng(sample_seed(self.trainer.seed + 1, position) % 2**31)
 
 
-def build_training_sampler(cfg: CfgNode, dicts: list[dict], seed: int):
-    """The endless order of dataset indices for this process: uniform or by repeat factor."""
+def training_order(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Iterable[int]]:
+    """What gives, from a seed, the endless order of dataset indices for this process.
+
+    Uniform or by repeat factor. It does not keep ``dicts``: as Python objects, LVIS's annotations
+    take several times the memory that they take serialised.
+    """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
-        return TrainingSampler(len(dicts), seed=seed)
+        size = len(dicts)
+        return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             dicts, cfg.DATALOADER.REPEAT_THRESHOLD
         )
-        return RepeatFactorTrainingSampler(factors, seed=seed)
+        return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}': choose TrainingSampler or "
         "RepeatFactorTrainingSampler."

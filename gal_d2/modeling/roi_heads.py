@@ -1,10 +1,14 @@
 """ROI heads that ask a judge which pasted instances may train them.
 
-The long-tail box predictor takes the place of detectron2's.
+Our own have the long-tail box predictor in the place of detectron2's. Heads of others keep all that
+they have: :func:`let_ask` puts the question in front of their ``forward``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +21,7 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor, nn
 
+from gal_d2.errors import UserError
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
 Judge = Callable[[Mapping[str, Tensor], Sequence[Instances], Sequence[Instances]], Sequence[Tensor]]
@@ -47,23 +52,39 @@ IGNORED = -1
 """Class of a target that no ROI may be sampled for; detectron2's sampling leaves it out."""
 
 
-class _JudgedROIHeads:
+class JudgedROIHeads:
     """Mix-in: during training, proposals that match rejected targets are ignored.
 
     They are neither foreground nor background, and they take no place: ROIs are sampled from the
     other proposals, as many as ever. The RPN has already been trained on all targets by then.
+    Whatever else ``forward`` is given goes on to the class that this is mixed into.
 
     Attributes:
         judge: asked once per training step; None accepts everything.
     """
 
     judge: Judge | None = None
+    # Some target of this forward pass has the class IGNORED.
+    _ignores = False
 
-    def forward(self, images, features, proposals, targets=None):
-        if self.training and self.judge is not None:
+    def forward(self, images, features, proposals, targets=None, *args, **kwargs):
+        if self.training and self.judge is not None and targets is not None:
             rejected = self.judge(features, targets, proposals)
-            targets = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
-        return super().forward(images, features, proposals, targets)
+            kept = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
+            self._ignores = any(new is not old for new, old in zip(kept, targets, strict=True))
+            targets = kept
+        if not self._ignores:
+            return super().forward(images, features, proposals, targets, *args, **kwargs)
+        try:
+            with _guarded_losses(self):
+                return super().forward(images, features, proposals, targets, *args, **kwargs)
+        finally:
+            self._ignores = False
+
+    def label_and_sample_proposals(self, proposals, targets, *args, **kwargs):
+        """detectron2's own samples no ROI for an ignored target; a class of its own may."""
+        sampled = super().label_and_sample_proposals(proposals, targets, *args, **kwargs)
+        return without_ignored(sampled) if self._ignores else sampled
 
     def classify(
         self,
@@ -131,8 +152,122 @@ def ignoring(target: Instances, rejected: Tensor) -> Instances:
     return target
 
 
+def without_ignored(rois: Sequence[Instances]) -> list[Instances]:
+    """Per image, the ROIs that are not labelled with an ignored target."""
+    kept = []
+    for of_image in rois:
+        ignored = of_image.gt_classes == IGNORED
+        kept.append(of_image[~ignored] if ignored.any() else of_image)
+    return kept
+
+
+@contextlib.contextmanager
+def _guarded_losses(roi_heads: nn.Module) -> Iterator[None]:
+    """Within the block, a box predictor refuses to compute a loss on ignored targets.
+
+    Heads that match boxes in a way of their own may label some with a rejected object's class, -1,
+    which one loss takes for the background and another for the last class.
+    """
+    predictors = [m for m in roi_heads.modules() if callable(getattr(type(m), "losses", None))]
+    name = type(roi_heads).__name__
+
+    def guarded(losses: Callable, *args, **kwargs):
+        for argument in (*args, *kwargs.values()):
+            for rois in argument if isinstance(argument, list | tuple) else ():
+                labelled = isinstance(rois, Instances) and rois.has("gt_classes")
+                if labelled and (rois.gt_classes == IGNORED).any():
+                    raise UserError(
+                        f"The ROI heads {name} label boxes with a rejected object: they match "
+                        "elsewhere than in label_and_sample_proposals and _match_and_label_boxes, "
+                        "where GAL-D2 takes such boxes out. Match them there, or reject nothing "
+                        "(GAL.ACCEPT.POLICY always and GAL.ACCEPT.VETO.ENABLED False)."
+                    )
+        return losses(*args, **kwargs)
+
+    for predictor in predictors:
+        predictor.losses = functools.partial(guarded, predictor.losses)
+    try:
+        yield
+    finally:
+        for predictor in predictors:
+            del predictor.losses  # the class's is seen again
+
+
+class JudgedCascade(JudgedROIHeads):
+    """The same for a cascade, whose later stages match their boxes anew."""
+
+    def _stages(self, levels, sampled, targets):
+        sizes = [p.image_size for p in sampled]
+        boxes = None
+        for stage, predictor in enumerate(self.box_predictor):
+            if stage > 0:
+                sampled = self._create_proposals_from_boxes(boxes, sizes)
+                sampled = self._match_and_label_boxes(sampled, stage, targets)
+            predictions = self._run_stage(levels, sampled, stage)
+            boxes = predictor.predict_boxes(predictions, sampled)
+            yield predictor, predictions[0], sampled
+
+    @torch.no_grad()
+    def _match_and_label_boxes(self, proposals, stage, targets, *args, **kwargs):
+        """After each stage boxes are matched anew: those that now match an ignored target go."""
+        labelled = super()._match_and_label_boxes(proposals, stage, targets, *args, **kwargs)
+        for boxes, target in zip(labelled, targets, strict=True):
+            if len(target) and target.has("gt_index"):
+                quality = pairwise_iou(target.gt_boxes, boxes.proposal_boxes)
+                matched, _ = self.proposal_matchers[stage](quality)
+                boxes.gt_index = target.gt_index[matched]
+        return without_ignored(labelled) if self._ignores else labelled
+
+
+def let_ask(roi_heads: nn.Module) -> None:
+    """Have ROI heads of any class ask ``roi_heads.judge`` in training; changed in place.
+
+    Their class becomes a subclass of what it was: nothing of theirs is replaced.
+
+    Raises:
+        UserError: ``forward`` takes other arguments than those of detectron2's ROI heads.
+    """
+    cls = type(roi_heads)
+    if issubclass(cls, JudgedROIHeads):
+        return
+    expected = ["images", "features", "proposals", "targets"]
+    parameters = inspect.signature(cls.forward).parameters
+    given = list(parameters)[1:]
+    takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+    if given[:4] != expected and not takes_any:
+        raise UserError(
+            f"The ROI heads {cls.__name__} have forward({', '.join(given)}): to be scored, its "
+            f"first arguments must be those of detectron2's, {', '.join(expected)}."
+        )
+    roi_heads.__class__ = _judged_class(cls)
+
+
+def can_classify(roi_heads: nn.Module | None) -> bool:
+    """Whether :meth:`JudgedROIHeads.classify` goes the way that these heads go in training.
+
+    It does where they have detectron2's own steps; those of others may take more arguments.
+    """
+    if not isinstance(roi_heads, JudgedROIHeads):
+        return False
+    steps = ["_forward_box"]
+    base = StandardROIHeads
+    if isinstance(roi_heads, JudgedCascade):
+        base = CascadeROIHeads
+        steps += ["_run_stage", "_create_proposals_from_boxes"]
+    return isinstance(roi_heads, base) and all(
+        getattr(type(roi_heads), step) is getattr(base, step) for step in steps
+    )
+
+
+@functools.cache
+def _judged_class(cls: type[nn.Module]) -> type[nn.Module]:
+    mix_in = JudgedCascade if hasattr(cls, "_match_and_label_boxes") else JudgedROIHeads
+    # Under its own name: it is what errors and `print(model)` show.
+    return type(cls.__name__, (mix_in, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
 @ROI_HEADS_REGISTRY.register()
-class GALROIHeads(_JudgedROIHeads, StandardROIHeads):
+class GALROIHeads(JudgedROIHeads, StandardROIHeads):
     """StandardROIHeads with a judge, and a predictor that knows sigmoid and federated loss."""
 
     @classmethod
@@ -143,7 +278,7 @@ class GALROIHeads(_JudgedROIHeads, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class GALCascadeROIHeads(_JudgedROIHeads, CascadeROIHeads):
+class GALCascadeROIHeads(JudgedCascade, CascadeROIHeads):
     """CascadeROIHeads with a judge and the same predictor, at every stage."""
 
     @classmethod
@@ -158,28 +293,3 @@ class GALCascadeROIHeads(_JudgedROIHeads, CascadeROIHeads):
             )
         ]
         return ret
-
-    def _stages(self, levels, sampled, targets):
-        sizes = [p.image_size for p in sampled]
-        boxes = None
-        for stage, predictor in enumerate(self.box_predictor):
-            if stage > 0:
-                sampled = self._create_proposals_from_boxes(boxes, sizes)
-                sampled = self._match_and_label_boxes(sampled, stage, targets)
-            predictions = self._run_stage(levels, sampled, stage)
-            boxes = predictor.predict_boxes(predictions, sampled)
-            yield predictor, predictions[0], sampled
-
-    @torch.no_grad()
-    def _match_and_label_boxes(self, proposals, stage, targets):
-        """After each stage boxes are matched anew: those that now match an ignored target go."""
-        labelled = super()._match_and_label_boxes(proposals, stage, targets)
-        kept = []
-        for boxes, target in zip(labelled, targets, strict=True):
-            if len(target) and target.has("gt_index"):
-                quality = pairwise_iou(target.gt_boxes, boxes.proposal_boxes)
-                matched, _ = self.proposal_matchers[stage](quality)
-                boxes.gt_index = target.gt_index[matched]
-            ignored = boxes.gt_classes == IGNORED
-            kept.append(boxes[~ignored] if ignored.any() else boxes)
-        return kept

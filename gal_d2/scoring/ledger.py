@@ -384,6 +384,7 @@ class Ledger:
         *,
         first_step: int | None = None,
         last_step: int | None = None,
+        category_id: int | None = None,
     ) -> Iterator[pa.Table]:
         """The rows, one table a shard, in order of first step.
 
@@ -391,11 +392,13 @@ class Ledger:
             columns: names to read; None: all. ``step`` is always there.
             first_step: leave out earlier steps.
             last_step: leave out later steps.
+            category_id: leave out other categories.
         """
         first = -1 if first_step is None else first_step
         last = np.iinfo(np.int64).max if last_step is None else last_step
         if columns is not None:
-            columns = list(dict.fromkeys(["step", *columns]))
+            filtered = [] if category_id is None else ["category_id"]
+            columns = list(dict.fromkeys(["step", *columns, *filtered]))
         for shard in self._shards:
             if shard.path in self.damaged or shard.last_step < first or shard.first_step > last:
                 continue
@@ -408,7 +411,10 @@ class Ledger:
                 step = table["step"]
                 inside = pc.and_(pc.greater_equal(step, first), pc.less_equal(step, last))
                 table = table.filter(inside)
-            yield ids_of_now(table, self._as_now)
+            table = ids_of_now(table, self._as_now)
+            if category_id is not None:
+                table = table.filter(pc.equal(table["category_id"], category_id))
+            yield table
 
     def aggregate(
         self,
@@ -417,6 +423,7 @@ class Ledger:
         step_bin: int = 1000,
         first_step: int | None = None,
         last_step: int | None = None,
+        category_id: int | None = None,
     ) -> pa.Table:
         """Counts, rates and means of the rows of each group.
 
@@ -426,6 +433,7 @@ class Ledger:
             step_bin: steps in a bin.
             first_step: leave out earlier steps.
             last_step: leave out later steps.
+            category_id: leave out other categories.
 
         Returns:
             One row a group, ascending in ``by``: the columns ``by``; ``count`` (exposures),
@@ -451,6 +459,7 @@ class Ledger:
             [name for name in wanted if name != "step_bin"],
             first_step=first_step,
             last_step=last_step,
+            category_id=category_id,
         ):
             partials.append(_partial(table, keys, step_bin, flags, ["score", *means]))
             # Not before the new ones outnumber the merged ones: no row is merged again and again.
@@ -463,9 +472,14 @@ class Ledger:
             )
         return _finish(_merge(partials, keys), keys, means)
 
-    def by_instance(self, **steps: int | None) -> pa.Table:
-        """One row a cut-out of the pool (``pool_id``) and class that it was pasted as."""
-        table = self.aggregate(["pool_id", "gt_class", "category_id"], **steps)
+    def by_instance(self, **rows: int | None) -> pa.Table:
+        """One row a cut-out of the pool (``pool_id``) and class that it was pasted as.
+
+        Args:
+            rows: which ones, as for :meth:`tables`: of 1.2 million cut-outs, those of one category
+                are found in a small part of the time and memory.
+        """
+        table = self.aggregate(["pool_id", "gt_class", "category_id"], **rows)
         return table.filter(pc.greater_equal(table["pool_id"], 0))
 
     def by_category(self, **steps: int | None) -> pa.Table:

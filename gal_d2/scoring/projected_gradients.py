@@ -65,7 +65,7 @@ class ProjectedGradients:
 
     Args:
         roi_heads: ``StandardROIHeads`` or a subclass such as ``CascadeROIHeads``.
-        heads: of ``"box"``, ``"mask"``.
+        heads: ``"box"``, ``"mask"`` or others that are registered.
         k: rows of each layer's two random matrices; None for the full gradient.
         seed: of the random matrices.
         bias: also the gradients of biases.
@@ -88,6 +88,7 @@ class ProjectedGradients:
         if k is not None and k < 1:
             raise UserError(f"GAL.SCORER.PROJECTION is {k}: set it to at least 1.")
         self.k, self.seed, self.bias, self.chunk = k, seed, bias, chunk
+        self.roi_heads = roi_heads
         self._losses = build_head_losses(roi_heads, heads)
         self._layers = {name: loss.layers() for name, loss in self._losses.items()}
         for name, layers in self._layers.items():
@@ -116,6 +117,21 @@ class ProjectedGradients:
     @property
     def heads(self) -> tuple[str, ...]:
         return tuple(self._losses)
+
+    @property
+    def head_losses(self) -> dict[str, HeadLoss]:
+        """By the heads' names."""
+        return self._losses
+
+    @property
+    def classifying_heads(self) -> tuple[str, ...]:
+        """The heads whose losses tell classes apart."""
+        return tuple(name for name, loss in self._losses.items() if loss.classifies)
+
+    @property
+    def need_masks(self) -> bool:
+        """Whether a head looks at the masks of regions."""
+        return any(loss.needs_masks for loss in self._losses.values())
 
     def signature(self) -> dict:
         """What two runs must share for their vectors to be comparable; plain numbers and text."""

@@ -28,12 +28,13 @@ def criteria(ledger: Ledger) -> dict[str, str]:
     return found | {PHI: "first-order drop of the real loss", LOSS: "loss, the lower the better"}
 
 
-def instance_values(ledger: Ledger, by: str = COMBINED) -> pa.Table:
+def instance_values(ledger: Ledger, by: str = COMBINED, category_id: int | None = None) -> pa.Table:
     """One row a cut-out: what it is worth, and all means that the ledger has of it.
 
     Args:
         ledger: of a training or an offline pass.
         by: one of :func:`criteria`.
+        category_id: of this category alone.
 
     Returns:
         The columns of :meth:`Ledger.by_instance` and ``value`` (float64; null: never scored).
@@ -47,7 +48,7 @@ def instance_values(ledger: Ledger, by: str = COMBINED) -> pa.Table:
         raise UserError(
             f"--by is '{by}', but the ledger {ledger.root} has {', '.join(known)}: choose one."
         )
-    table = ledger.by_instance()
+    table = ledger.by_instance(category_id=category_id)
     if by == LOSS:
         losses = [name for name in table.column_names if name.startswith(_HEAD_LOSS)]
         value = table[losses[0]]
@@ -70,8 +71,7 @@ def rank(ledger: Ledger, category_id: int, by: str = COMBINED) -> pa.Table:
     Raises:
         UserError: ``by`` is unknown, or the ledger has nothing of the category.
     """
-    table = instance_values(ledger, by)
-    table = table.filter(pc.equal(table["category_id"], category_id))
+    table = instance_values(ledger, by, category_id)
     if table.num_rows == 0:
         raise UserError(
             f"the ledger {ledger.root} has no cut-out of category {category_id}: score some with "
@@ -96,8 +96,8 @@ class Exposure:
 def histories(ledger: Ledger, category_id: int) -> dict[int, list[Exposure]]:
     """By pool id, the exposures of the cut-outs of a category, in order of time."""
     found: dict[int, list[Exposure]] = {}
-    for table in ledger.tables(["pool_id", "category_id", "score", "accept"]):
-        table = table.filter(pc.equal(table["category_id"], category_id))
+    wanted = ["pool_id", "score", "accept"]
+    for table in ledger.tables(wanted, category_id=category_id):
         columns = (table[name].to_pylist() for name in ("pool_id", "step", "score", "accept"))
         for pool_id, *values in zip(*columns, strict=True):
             found.setdefault(pool_id, []).append(Exposure(*values))

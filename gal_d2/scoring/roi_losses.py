@@ -3,6 +3,9 @@
 detectron2's own losses average over ROIs; here nothing is averaged over them, and no ROI sees
 another. Loss weights of the model are left out. A head is run on pooled features that carry no
 gradient.
+
+A further head is a class of a user's file, decorated with :func:`register_head_loss`;
+docs/your_model.md has one.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from dataclasses import dataclass
 import torch
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.layer_capture import can_select_channels, find_layers
+
+HEAD_LOSS_REGISTRY = Registry("HEAD_LOSS")
+HEAD_LOSS_REGISTRY.__doc__ = "Subclasses of :class:`HeadLoss` by the name in ``GAL.SCORER.HEADS``."
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class RoiBatch:
 
     Attributes:
         boxes: per image, (M_i, 4) XYXY in pixels of the network's input.
-        masks: per image, the M_i ground-truth masks (of the whole image); only the mask head
-            needs them.
+        masks: per image, the M_i ground-truth masks (of the whole image); None where no head needs
+            them.
     """
 
     boxes: list[Boxes]
@@ -40,17 +47,26 @@ class RoiBatch:
 
 
 class HeadLoss(ABC):
-    """A head with a loss per ROI. ``name`` is what ``GAL.SCORER.HEADS`` calls it."""
+    """A head with a loss per ROI.
+
+    Attributes:
+        name: what ``GAL.SCORER.HEADS`` calls it.
+        classifies: whether its loss tells classes apart; then its direction is contrasted with
+            those of similar classes.
+        needs_masks: whether it looks at :attr:`RoiBatch.masks`, which cost something to select.
+    """
 
     name: str
+    classifies: bool = False
+    needs_masks: bool = False
 
     def __init__(self, roi_heads: nn.Module) -> None:
         self.roi_heads = roi_heads
 
     @classmethod
     @abstractmethod
-    def available(cls, roi_heads: nn.Module) -> bool:
-        """Does the model have this head?"""
+    def obstacle(cls, roi_heads: nn.Module) -> str | None:
+        """Why the head of this model cannot be scored, as part of a sentence; None if it can."""
 
     @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
@@ -86,7 +102,21 @@ class HeadLoss(ABC):
         """
 
 
-def _layers_below(modules: Mapping[str, nn.Module], skip: tuple[str, ...] = ()):
+def register_head_loss(cls: type[HeadLoss]) -> type[HeadLoss]:
+    """Class decorator: make a head known under its ``name``."""
+    HEAD_LOSS_REGISTRY._do_register(cls.name, cls)
+    return cls
+
+
+def layers_below(
+    modules: Mapping[str, nn.Module], skip: tuple[str, ...] = ()
+) -> dict[str, nn.Module]:
+    """The layers of modules that gradients can be taken of, by their name in ``roi_heads``.
+
+    Args:
+        modules: by their name in ``roi_heads``.
+        skip: child names; what is in or below a child of such a name is left out.
+    """
     layers = {}
     for prefix, module in modules.items():
         for name, layer in find_layers(module, skip).items():
@@ -94,11 +124,15 @@ def _layers_below(modules: Mapping[str, nn.Module], skip: tuple[str, ...] = ()):
     return layers
 
 
-def _pool(pooler, names: Sequence[str], features: Mapping[str, Tensor], boxes: list[Boxes]):
+def pool_boxes(
+    pooler: nn.Module, names: Sequence[str], features: Mapping[str, Tensor], boxes: list[Boxes]
+) -> Tensor:
+    """(M, C, H, W): the named feature maps, without gradient, pooled at M boxes."""
     # Half-precision feature maps would make the pooler round the boxes to half precision too.
     return pooler([features[name].detach().float() for name in names], boxes)
 
 
+@register_head_loss
 class MaskLoss(HeadLoss):
     """Binary cross entropy, mean over the pixels of the ROI, of the channel of the class.
 
@@ -106,17 +140,27 @@ class MaskLoss(HeadLoss):
     """
 
     name = "mask"
+    needs_masks = True
 
     @classmethod
-    def available(cls, roi_heads: nn.Module) -> bool:
+    def obstacle(cls, roi_heads: nn.Module) -> str | None:
         head = getattr(roi_heads, "mask_head", None)
-        return hasattr(head, "layers") and getattr(roi_heads, "mask_pooler", None) is not None
+        if head is None:
+            return "there is no mask_head (MODEL.MASK_ON)"
+        if not callable(getattr(head, "layers", None)):
+            return (
+                f"its mask head {type(head).__name__} has no method `layers`, pooled features -> "
+                "logits"
+            )
+        if getattr(roi_heads, "mask_pooler", None) is None:
+            return f"its mask head {type(head).__name__} pools features itself"
+        return None
 
     def modules(self) -> dict[str, nn.Module]:
         return {"mask_head": self.roi_heads.mask_head}
 
     def layers(self) -> dict[str, nn.Module]:
-        return _layers_below(self.modules())
+        return layers_below(self.modules())
 
     def class_channels(self) -> str | None:
         head = self.roi_heads.mask_head
@@ -130,7 +174,7 @@ class MaskLoss(HeadLoss):
 
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
         heads = self.roi_heads
-        return _pool(heads.mask_pooler, heads.mask_in_features, features, rois.boxes)
+        return pool_boxes(heads.mask_pooler, heads.mask_in_features, features, rois.boxes)
 
     def losses(self, pooled, classes, rois, index):
         # One channel: the head is class-agnostic, or only that of the class was computed.
@@ -150,6 +194,7 @@ class MaskLoss(HeadLoss):
         return loss.flatten(1).mean(1), None
 
 
+@register_head_loss
 class BoxLoss(HeadLoss):
     """Classification loss of the box head; for a cascade the sum over the stages.
 
@@ -159,31 +204,41 @@ class BoxLoss(HeadLoss):
     loss's expectation, up to drawing without replacement).
 
     Box regression is left out: its target at a ground-truth box is zero, whatever the object is.
-    All stages of a cascade see the ground-truth box.
+    All stages of a cascade see the ground-truth box. Where several predictors share one head, their
+    losses add up, too.
+
+    A predictor may supply its loss: a method ``roi_losses(logits, gt_classes) -> (R,)``, with
+    logits the first (or only) output of its ``forward`` and (R,) int64 classes in [0, K], K meaning
+    background. No ROI's loss may depend on another ROI or on a random draw.
     """
 
     name = "box"
+    classifies = True
     _REGRESSION = ("bbox_pred",)
 
     @classmethod
-    def available(cls, roi_heads: nn.Module) -> bool:
-        return all(hasattr(roi_heads, a) for a in ("box_pooler", "box_head", "box_predictor"))
+    def obstacle(cls, roi_heads: nn.Module) -> str | None:
+        missing = [
+            a for a in ("box_pooler", "box_head", "box_predictor") if not hasattr(roi_heads, a)
+        ]
+        return f"there is no {' and no '.join(missing)}" if missing else None
 
     def _stages(self) -> list[tuple[nn.Module, nn.Module]]:
         head, predictor = self.roi_heads.box_head, self.roi_heads.box_predictor
-        if isinstance(predictor, nn.ModuleList):
-            return list(zip(head, predictor, strict=True))
-        return [(head, predictor)]
+        if not isinstance(predictor, nn.ModuleList):
+            return [(head, predictor)]
+        heads = head if isinstance(head, nn.ModuleList) else [head] * len(predictor)
+        return list(zip(heads, predictor, strict=True))
 
     def modules(self) -> dict[str, nn.Module]:
         return {"box_head": self.roi_heads.box_head, "box_predictor": self.roi_heads.box_predictor}
 
     def layers(self) -> dict[str, nn.Module]:
-        return _layers_below(self.modules(), skip=self._REGRESSION)
+        return layers_below(self.modules(), skip=self._REGRESSION)
 
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
         heads = self.roi_heads
-        return _pool(heads.box_pooler, heads.box_in_features, features, rois.boxes)
+        return pool_boxes(heads.box_pooler, heads.box_in_features, features, rois.boxes)
 
     def losses(self, pooled, classes, rois, index):
         stages = self._stages()
@@ -193,6 +248,12 @@ class BoxLoss(HeadLoss):
             predictions = predictor(head(pooled))
             logits = predictions if isinstance(predictions, Tensor) else predictions[0]
             logits = logits.float()
+            if logits.shape[1] != num_classes + 1:
+                raise UserError(
+                    f"The box predictor {type(predictor).__name__} gives {logits.shape[1]} logits "
+                    f"for {num_classes} classes: give one for each and one for the background, or "
+                    "register a head loss (docs/your_model.md)."
+                )
             loss = loss + classification_loss(logits, classes, predictor)
             is_sigmoid = getattr(predictor, "use_sigmoid_ce", False)
             stage = logits.detach().sigmoid() if is_sigmoid else logits.detach().softmax(1)
@@ -206,11 +267,17 @@ def classification_loss(logits: Tensor, classes: Tensor, predictor: nn.Module) -
     Args:
         logits: (R, K + 1) float32.
         classes: (R,) int64 in [0, K], K meaning background.
-        predictor: FastRCNNOutputLayers or the long-tail one.
+        predictor: FastRCNNOutputLayers, the long-tail one, or one of a user.
 
     Returns:
         (R,) float32, in nats.
+
+    Raises:
+        UserError: its federated loss keeps the classes' weights where nobody knows.
     """
+    own = getattr(predictor, "roi_losses", None)
+    if own is not None:
+        return own(logits, classes)
     if not getattr(predictor, "use_sigmoid_ce", False):
         return F.cross_entropy(logits, classes, reduction="none")
     num_classes = logits.shape[1] - 1
@@ -222,18 +289,33 @@ def classification_loss(logits: Tensor, classes: Tensor, predictor: nn.Module) -
     return loss.sum(1)
 
 
+# Where a predictor keeps the weights of the classes, and how many of them a step's loss sees:
+# ours and detectron2's after 0.6; CenterNet2's and Detic's.
+_FEDERATED = (
+    ("fed_loss_cls_weights", "fed_loss_num_classes"),
+    ("freq_weight", "fed_loss_num_cat"),
+)
+
+
 def federated_class_weights(predictor: nn.Module) -> Tensor:
     """(C,) probability that federated loss draws a class as negative.
 
-    As if it drew ``fed_loss_num_classes`` times *with* replacement, in proportion to
-    ``fed_loss_cls_weights``.
+    As if it drew as many classes as its loss sees *with* replacement, in proportion to their
+    weights.
+
+    Raises:
+        UserError: the predictor keeps neither under a known name.
     """
-    frequency = predictor.fed_loss_cls_weights.float()
-    share = frequency[: predictor.num_classes] / frequency[: predictor.num_classes].sum()
-    return 1 - (1 - share) ** predictor.fed_loss_num_classes
-
-
-HEAD_LOSSES: dict[str, type[HeadLoss]] = {cls.name: cls for cls in (BoxLoss, MaskLoss)}
+    for weights, number in _FEDERATED:
+        frequency = getattr(predictor, weights, None)
+        if frequency is not None and hasattr(predictor, number):
+            frequency = frequency.float().reshape(-1)[: predictor.num_classes]
+            return 1 - (1 - frequency / frequency.sum()) ** getattr(predictor, number)
+    names = " or ".join(f"{weights} and {number}" for weights, number in _FEDERATED)
+    raise UserError(
+        f"The box predictor {type(predictor).__name__} has use_fed_loss but no {names}: give it a "
+        "method roi_losses(logits, gt_classes) with the loss of each ROI (docs/your_model.md)."
+    )
 
 
 def build_head_losses(roi_heads: nn.Module, names: Sequence[str]) -> dict[str, HeadLoss]:
@@ -242,19 +324,22 @@ def build_head_losses(roi_heads: nn.Module, names: Sequence[str]) -> dict[str, H
     Raises:
         UserError: no name, the same name twice, or a name that this model does not have.
     """
-    known = [name for name, cls in HEAD_LOSSES.items() if cls.available(roi_heads)]
-    listed = ", ".join(known) or "none"
+    obstacles = {name: cls.obstacle(roi_heads) for name, cls in sorted(HEAD_LOSS_REGISTRY)}
+    listed = ", ".join(name for name, why in obstacles.items() if why is None) or "none"
     if not names:
         raise UserError(f"GAL.SCORER.HEADS is empty: name at least one of {listed}.")
     for name in names:
-        if name not in known:
+        why = obstacles.get(name, "no head loss of that name is registered")
+        if why is not None:
             raise UserError(
-                f"GAL.SCORER.HEADS names '{name}', but the heads of {type(roi_heads).__name__} "
-                f"that can be scored are: {listed}."
+                f"GAL.SCORER.HEADS names '{name}', but {why}. The heads of "
+                f"{type(roi_heads).__name__} that can be scored are: {listed}. Leave it out, with "
+                "its entries in SCORE_WEIGHTS and LOSS_WEIGHTS, or register a head loss "
+                "(docs/your_model.md)."
             )
     if len(set(names)) != len(names):
         raise UserError(f"GAL.SCORER.HEADS names a head twice: {list(names)}; name each once.")
-    return {name: HEAD_LOSSES[name](roi_heads) for name in names}
+    return {name: HEAD_LOSS_REGISTRY.get(name)(roi_heads) for name in names}
 
 
 @contextlib.contextmanager

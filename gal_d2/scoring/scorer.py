@@ -81,7 +81,8 @@ class ContributionScorer:
 
     Args:
         roi_heads: ``StandardROIHeads`` or a subclass such as ``CascadeROIHeads``.
-        heads: what to score on, of ``"box"``, ``"mask"``.
+        heads: what to score on: ``"box"``, ``"mask"``, or what a user registered
+            (:mod:`gal_d2.scoring.roi_losses`).
         score_weights: w, weight of each head's cosine; a head that is not named has 0. None: 1 for
             the box head, or for the only head.
         loss_weights: v, weight of each head's excess loss. None: 0.1 for the box head, 0.2 for the
@@ -93,8 +94,8 @@ class ContributionScorer:
             group.
         momentum, shrinkage, num_partners, partner_every, by_layer: of the
             :class:`~gal_d2.scoring.gradient_cache.GradientCache`.
-        contrast_heads: heads with a contrast. None: the box head, because it is the one that knows
-            classes and its rows are cheap; none, if there is no box head.
+        contrast_heads: heads with a contrast. None: those that classify, of ours the box head,
+            whose rows are cheap.
         max_real_per_class: real instances of a class that a process learns from in a step.
         max_counterfactuals: relabelled real instances in a step and process.
         reference_size: recent real instances kept per class, to compare with.
@@ -138,7 +139,7 @@ class ContributionScorer:
             )
         self.max_real_per_class, self.max_counterfactuals = max_real_per_class, max_counterfactuals
         if contrast_heads is None:
-            contrast_heads = ("box",) if "box" in self.heads else ()
+            contrast_heads = self.gradients.classifying_heads
         unknown = [head for head in contrast_heads if head not in self.heads]
         if unknown:
             raise ValueError(f"contrast_heads has {unknown}, heads are {self.heads}")
@@ -369,7 +370,7 @@ class ContributionScorer:
                 box = torch.cat([box, proposed.detach()[keep.to(proposed.device)].to(box)])
             boxes.append(Boxes(box))
             owner.append(here[index])
-            if "mask" in self.heads:
+            if self.gradients.need_masks:
                 masks.append(target.gt_masks[index.to(target.gt_masks.device)])
         return RoiBatch(boxes, masks or None), torch.cat(owner)
 

@@ -11,6 +11,7 @@ import torch
 from detectron2.structures import Instances
 
 from gal_d2.data.fields import InstanceSource
+from gal_d2.data.masks import as_bit_masks
 from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL, draw_instances, tile
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def training_sheet(
         pictures.append(
             draw_instances(
                 to_rgb(sample["image"], image_format),
-                instances.gt_masks.tensor.numpy(),
+                as_bit_masks(instances).tensor.numpy(),
                 [class_names[c] for c in instances.gt_classes.tolist()],
                 [PASTED if source == InstanceSource.PASTED else REAL for source in sources],
                 scale=scale,
@@ -139,9 +140,8 @@ def decision_sheet(
         image = to_rgb(sample["image"].cpu(), image_format)
         instances = sample["instances"].to("cpu")
         pasted = instances[instances.instance_source == InstanceSource.PASTED]
-        for k in range(len(pasted)):
-            mask = pasted.gt_masks.tensor[k].numpy()
-            crops.append(crop_instance(image, mask, cell))
+        masks = as_bit_masks(pasted).tensor.numpy() if len(pasted) else ()
+        crops += [crop_instance(image, mask, cell) for mask in masks]
     order = contribution.score.nan_to_num(-np.inf).argsort(descending=True).tolist()
     accepted = decision.accept.tolist()
     above = [k for k in order if accepted[k]][:most]

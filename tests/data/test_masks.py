@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import transforms as T
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from pycocotools import mask as mask_utils
 from gal_d2.data.masks import (
     Box,
     LocalMask,
+    as_bit_masks,
     decode_rle,
     rasterize_polygons,
     tighten,
@@ -20,6 +23,7 @@ from gal_d2.data.masks import (
     to_boxes,
     transform_segmentations,
     usable_polygons,
+    visible_area,
 )
 
 CANVAS = Box(0, 0, 50, 40)
@@ -141,3 +145,19 @@ def test_to_bit_masks_and_boxes() -> None:
     assert bit_masks.get_bounding_boxes().tensor.equal(to_boxes(masks).tensor)
     assert to_bit_masks([], 5, 6).tensor.shape == (0, 5, 6)
     assert to_boxes([]).tensor.shape == (0, 4)
+
+
+def test_polygons_of_detectron2_are_bit_masks_when_they_are_asked_for():
+    square, outside = [2.0, 1, 6, 1, 6, 4, 2, 4], [90.0, 90, 95, 90, 95, 95]
+    instances = Instances((10, 8), gt_boxes=Boxes(torch.zeros(3, 4)))
+    masks = PolygonMasks([[np.array(square)], [np.array(outside)], [np.array(square)] * 2])
+    instances.gt_masks = masks
+    bits = as_bit_masks(instances).tensor
+    assert bits.shape == (3, 10, 8) and bits[0].nonzero().min(0).values.tolist() == [1, 2]
+    assert bits.flatten(1).sum(1).tolist() == [12, 0, 12]
+    instances.gt_masks = as_bit_masks(instances)
+    assert as_bit_masks(instances).tensor.equal(bits)
+    rows = torch.tensor([True, False, False])
+    assert visible_area(instances, rows).nan_to_num(-1).tolist() == [12, -1, -1]
+    instances.gt_masks = masks
+    assert visible_area(instances, rows).nan_to_num(-1).tolist() == [12, -1, -1]

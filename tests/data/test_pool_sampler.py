@@ -74,7 +74,7 @@ def test_an_empty_pool_that_grows(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_no_common_category(tmp_path: Path) -> None:
     fill(tmp_path, dict.fromkeys(range(100, 108), 1))
-    with pytest.raises(UserError, match=r"100, 101, .*and 4 more, the training set has 1, 2: none in"):
+    with pytest.raises(UserError, match=r"and 4 more, the training set has 1, 2: none in"):
         UniformClassSampler(InstancePool(tmp_path), [2, 1])
 
 

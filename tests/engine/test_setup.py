@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import gc
+import itertools
 import json
+import weakref
 
 import pytest
 import torch
 
 from gal_d2.engine.setup import load_config, resolve_datasets, resolve_device
+from gal_d2.engine.trainer import training_order
 from gal_d2.errors import UserError
 
 
@@ -101,3 +105,22 @@ def test_an_exporters_root_category_is_no_class(tmp_path):
     cfg.GAL.DATA.TRAIN = (str(path), str(tmp_path))
     resolve_datasets(cfg)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 1
+
+
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_the_loader_lets_go_of_the_annotations(sampler):
+    """As Python objects they would fill each process's memory."""
+
+    class Record(dict):  # a plain dict cannot be watched
+        pass
+
+    cfg = load_config("", ["DATALOADER.SAMPLER_TRAIN", sampler])
+    dicts = [Record(annotations=[{"category_id": k % 2}]) for k in range(4)]
+    watched = [weakref.ref(record) for record in dicts]
+    order = training_order(cfg, dicts)
+    del dicts
+    gc.collect()
+    assert not any(record() for record in watched)
+    assert set(itertools.islice(iter(order(3)), 40)) == {0, 1, 2, 3}
+    first, second = (list(itertools.islice(iter(order(3)), 20)) for _ in range(2))
+    assert first == second
