@@ -48,10 +48,14 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.NAME = ""
     # Start from timm's pretrained weights. Needs the hub or its cache.
     cfg.MODEL.TIMM.PRETRAINED = True
-    # A local weight file (.pth or .safetensors) to use in place of the hub's.
+    # A local weight file (.pth or .safetensors) to use in place of the hub's: timm's, or another
+    # port's with the same tensors in the same order.
     cfg.MODEL.TIMM.WEIGHTS = ""
     # Keep its batch normalisation frozen at the loaded statistics, as detectron2's ResNets do.
     cfg.MODEL.TIMM.FREEZE_BN = True
+    # What comes before the feature map of this stride is not trained, which saves its backward
+    # pass; 0: all of the model is.
+    cfg.MODEL.TIMM.FREEZE_STRIDE = 0
     # Strides of the feature maps that the FPN is built on.
     cfg.MODEL.TIMM.STRIDES = [4, 8, 16, 32]
 

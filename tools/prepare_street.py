@@ -54,7 +54,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("datasets/street"))
     parser.add_argument("--seed", type=int, default=default.seed, help="of split and candidates")
     parser.add_argument(
-        "--val-share", type=float, default=default.val_share, help="of the photographs (%(default)s)"
+        "--val-share",
+        type=float,
+        default=default.val_share,
+        help="of the photographs (%(default)s)",
     )
     parser.add_argument(
         "--keep-synonyms", action="store_true", help="do not unite labels such as bag and purse"
@@ -176,9 +179,9 @@ def write_preview(
             pictures.append(
                 draw_instances(
                     rgb,
-                    np.array(
-                        [mask_utils.decode(a["segmentation"]) for a in own], bool
-                    ).reshape(-1, *rgb.shape[:2]),
+                    np.array([mask_utils.decode(a["segmentation"]) for a in own], bool).reshape(
+                        -1, *rgb.shape[:2]
+                    ),
                     [names[a["category_id"]] for a in own],
                     [REAL] * len(own),
                 )

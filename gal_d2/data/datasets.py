@@ -336,9 +336,7 @@ def _register_prepared(name: str, root: str | Path | None) -> None:
     """Both splits of a set that one of this project's tools makes in a folder of its name."""
     folder = _root(root) / name
     for split in ("train", "val"):
-        source = _Source(
-            folder / "annotations" / f"{name}_{split}.json", folder / "images" / split
-        )
+        source = _Source(folder / "annotations" / f"{name}_{split}.json", folder / "images" / split)
         _register(f"{name}_{split}", source, replace=True)
 
 

@@ -245,9 +245,7 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def split_photographs(
-    present: Sequence[set[str]], config: StreetConfig
-) -> np.ndarray:
+def split_photographs(present: Sequence[set[str]], config: StreetConfig) -> np.ndarray:
     """Which of N photographs validate: (N,) bool.
 
     Photographs with a category of ``config.rare`` train as long as each of its rare categories
@@ -331,7 +329,9 @@ def prepare_photographs(root: Path, output: Path, config: StreetConfig) -> dict[
 
     contents: dict[str, dict] = {}
     for split in SPLITS:
-        chosen = [p for p, val in zip(photographs, validates, strict=True) if val == (split == "val")]
+        chosen = [
+            p for p, val in zip(photographs, validates, strict=True) if val == (split == "val")
+        ]
         folder = output / "images" / split
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
