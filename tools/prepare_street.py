@@ -13,7 +13,6 @@ from here; gal_d2/data/street.py says what is done.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -140,9 +139,8 @@ def describe_photographs(contents: Mapping[str, dict]) -> str:
         lines.append(
             f"{split}: {len(content['images'])} images, {len(content['annotations'])} instances"
         )
-    lines.append(
-        f"{frequencies['f']} frequent, {frequencies['c']} common, {frequencies['r']} rare categories"
-    )
+    numbers = f"{frequencies['f']} frequent, {frequencies['c']} common, {frequencies['r']} rare"
+    lines.append(f"{numbers} categories")
     return "\n".join(lines)
 
 

@@ -15,9 +15,9 @@ from gal_d2.errors import UserError
 def read_timm_weights(path: str | Path, name: str) -> dict[str, Tensor]:
     """The tensors of a weight file under the names that they have in timm's model ``name``.
 
-    Another port of the same network calls its tensors differently. Where not one name is timm's, they
-    are taken in the order of the file, which is the order in which the network is built, if all
-    shapes agree.
+    Another port of the same network calls its tensors differently. Where not one name is timm's,
+    they are taken in the order of the file, which is the order in which the network is built, if
+    all shapes agree.
 
     Args:
         path: a .pth or .safetensors file.
