@@ -25,7 +25,7 @@ from gal_d2.engine.setup import load_config, resolve_datasets
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 
-KNOWN = comparison.conditions(rate=0.27, by_clip=False)
+KNOWN = comparison.conditions(rate=0.27)
 FEW = ("SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1")
 TRUTH = PoolTruth(
     np.arange(6),
