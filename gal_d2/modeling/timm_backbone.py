@@ -9,6 +9,7 @@ from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from gal_d2.errors import UserError
@@ -81,7 +82,7 @@ class TimmBackbone(Backbone):
                 "MODEL.TIMM.WEIGHTS to a local file, or MODEL.TIMM.PRETRAINED False to start from "
                 "random weights."
             ) from error
-        self.model = FrozenBatchNorm2d.convert_frozen_batchnorm(model) if freeze_bn else model
+        self.model = freeze_batch_norm(model) if freeze_bn else model
         self._index = {f"stride{s}": sorted(strides).index(s) for s in strides}
         if freeze_stride:
             names = model.feature_info.module_name()
@@ -109,6 +110,37 @@ class TimmBackbone(Backbone):
             )
             for name in self._out_features
         }
+
+
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """The fixed affine layer of timm's batch normalisation that ends with an activation.
+
+    Args:
+        norm: the layer that it stands in for; its activation and drop layer are taken over.
+    """
+
+    def __init__(self, norm: BatchNormAct2d) -> None:
+        super().__init__(norm.num_features, norm.eps)
+        self.load_state_dict(FrozenBatchNorm2d.convert_frozen_batchnorm(norm).state_dict())
+        self.drop, self.act = norm.drop, norm.act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """A module with fixed affine layers in place of batch normalisation; changed in place.
+
+    detectron2's own conversion takes timm's layers that normalise *and* activate for plain ones,
+    and so takes the activations out of the network.
+    """
+    if isinstance(module, BatchNormAct2d):
+        return FrozenBatchNormAct2d(module)
+    if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+    for name, child in list(module.named_children()):
+        module.add_module(name, freeze_batch_norm(child))
+    return module
 
 
 def _freeze_up_to(model: nn.Module, last: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from detectron2.modeling import build_backbone
 
 from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
-from gal_d2.modeling.timm_backbone import TimmBackbone
+from gal_d2.modeling.timm_backbone import TimmBackbone, freeze_batch_norm
 
 STRIDES = [4, 8, 16, 32]
 
@@ -57,6 +59,26 @@ def test_local_weights_are_loaded_and_batch_norm_is_frozen(tmp_path):
     assert torch.equal(backbone.model["layer1"][0].conv1.weight, donor.layer1[0].conv1.weight)
     kinds = {type(m) for m in backbone.modules() if "BatchNorm" in type(m).__name__}
     assert kinds == {FrozenBatchNorm2d}
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0", "regnetx_002"])
+def test_frozen_norms_compute_what_the_layers_did(name):
+    # Some of timm's normalisation layers end with an activation, which has to stay.
+    torch.manual_seed(0)
+    plain = TimmBackbone(name, strides=[4, 8], freeze_bn=False)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    images = torch.rand(1, 3, 64, 64)
+    expected = plain.eval()(images)
+    frozen = copy.deepcopy(plain)
+    frozen.model = freeze_batch_norm(frozen.model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
+    for key, value in frozen.train()(images).items():
+        torch.testing.assert_close(value, expected[key])
+    names = {n for n in plain.state_dict() if not n.endswith("num_batches_tracked")}
+    assert frozen.state_dict().keys() == names
 
 
 @pytest.mark.parametrize(
