@@ -42,6 +42,7 @@ setup(
         "timm>=1.0",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "scipy>=1.10",
         "scikit-image>=0.22",
         "scikit-learn>=1.3",
         "tensorboard>=2.14",

@@ -7,7 +7,8 @@ weights and see the same real images in the same order.
 - all: every cut-out that the uniform sampler picks (X-Paste);
 - random: a share of them (--rate), at random;
 - feature: only the cut-outs of each category (--keep) that are most alike to its real objects, by
-  the box features of the model of `all`, or by CLIP (--clip MODEL);
+  the box features of the model of `all`, by CLIP (--clip MODEL), or by the network of MODEL.TIMM
+  as its ImageNet weights have it (--imagenet);
 - offline: only the cut-outs of each category (--keep) that the model of `all` scores best;
 - batch: the published online recipe;
 - no_loop: ours, the pastes drawn uniformly and a share of them (--rate) accepted by score;
@@ -21,6 +22,7 @@ code, give another --output.
     python benchmarks/comparison.py --document docs/results.md
     python benchmarks/comparison.py --steps 700 --seeds 0 --conditions all gal
     python benchmarks/comparison.py --ablation "no veto" "GAL.ACCEPT.VETO.ENABLED False"
+    python benchmarks/comparison.py --config street --imagenet --output output/street_comparison
     python benchmarks/comparison.py --config lvis --num-gpus 8 --jobs 1 --seeds 0
 """
 
@@ -59,12 +61,12 @@ NAMES = ("none", "all", "random", "feature", "offline", "batch", "no_loop", "gal
 ABLATED = "gal: "  # before the name of an ablation, in the results
 
 
-def conditions(rate: float, by_clip: bool) -> dict[str, Condition]:
+def conditions(rate: float, likeness: str = "likeness") -> dict[str, Condition]:
     """All conditions, by name, in the order of the tables.
 
     Args:
         rate: share that `random` and `no_loop` accept.
-        by_clip: whether the feature filter goes by CLIP.
+        likeness: what the feature filter goes by, in words.
     """
     random = (
         *("GAL.SCORER.ENABLED", "True", "GAL.ACCEPT.UNIT", "instance"),
@@ -75,12 +77,11 @@ def conditions(rate: float, by_clip: bool) -> dict[str, Condition]:
         *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
         *("GAL.ACCEPT.QUANTILE.START_RATE", str(rate), "GAL.ACCEPT.QUANTILE.END_RATE", str(rate)),
     )
-    feature = "filtered by CLIP" if by_clip else "filtered by likeness"
     listed = (
         Condition("none", "no pastes", "baseline"),
         Condition("all", "all (X-Paste)", "all"),
         Condition("random", f"{rate:.0%} at random", "all", random),
-        Condition("feature", feature, "all", allow_list="feature"),
+        Condition("feature", f"filtered by {likeness}", "all", allow_list="feature"),
         Condition("offline", "filtered offline by score", "all", allow_list="offline"),
         Condition("batch", "published online recipe", "batch"),
         Condition("no_loop", "ours without the loop", "gal", no_loop),
@@ -130,7 +131,7 @@ def plan_runs(
         filtered = {
             "": (),
             "truth": (),
-            "feature": (args.keep, args.clip),
+            "feature": (args.keep, "--imagenet" if args.imagenet else args.clip),
             "offline": (args.keep, PLACEMENTS),
         }[condition.allow_list]
         digest = digest_of(condition.allow_list, described, options, ours, filtered)
@@ -147,7 +148,8 @@ def choose_conditions(args: argparse.Namespace, truth: PoolTruth | None) -> list
     Raises:
         UserError: the oracle is asked for, and nobody knows the truth.
     """
-    known = conditions(args.rate, args.clip is not None)
+    likeness = "CLIP" if args.clip else "ImageNet features" if args.imagenet else "likeness"
+    known = conditions(args.rate, likeness)
     names = args.conditions or [n for n in NAMES if n != "oracle" or truth is not None]
     if "oracle" in names and truth is None:
         raise UserError(
@@ -239,6 +241,7 @@ def main(args: argparse.Namespace) -> None:
                 "feature": [
                     *("--keep", str(args.keep)),
                     *(["--clip", args.clip] if args.clip else []),
+                    *(["--imagenet"] if args.imagenet else []),
                 ],
                 "offline": ["--pool", cfg.GAL.POOL.ROOT, *quantile],
                 "score": ["--placements", str(PLACEMENTS)],
@@ -278,7 +281,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--config",
         default="miniature",
         metavar="PREFIX",
-        help="miniature, lvis, or the path before _baseline.yaml and so on (%(default)s)",
+        help="miniature, street, lvis, or the path before _baseline.yaml and so on (%(default)s)",
     )
     parser.add_argument("--conditions", nargs="+", choices=NAMES, help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -306,7 +309,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         default=0.4,
         help="share of each category that feature and offline keep (%(default)s)",
     )
-    parser.add_argument("--clip", metavar="MODEL", help="feature: a CLIP of transformers")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--clip", metavar="MODEL", help="feature: a CLIP of transformers")
+    model.add_argument(
+        "--imagenet", action="store_true", help="feature: the network of MODEL.TIMM and its weights"
+    )
     parser.add_argument(
         "--ablation",
         nargs=2,

@@ -3,7 +3,8 @@
 A cut-out's likeness is the cosine of its box features with the mean of the real objects' ones of
 its category (unit vectors), by a trained detector, the cut-out alone on a real image; mean over
 placements. It stands in for the CLIP filter of the published pools, for which no download is
-needed; with --clip it is CLIP's, after DiverGen: the mean cosine with real objects.
+needed. With --clip it is CLIP's, after DiverGen: the mean cosine with real objects; with --imagenet
+the same by the pooled features of MODEL.TIMM's network as its weight file has it.
 
     python benchmarks/feature_filter.py --config-file configs/miniature_copypaste.yaml \
         --allow-list output/alike.parquet MODEL.WEIGHTS output/miniature_copypaste/model_final.pth
@@ -16,7 +17,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -38,8 +41,10 @@ from gal_d2.engine.launch import run_tool
 from gal_d2.engine.offline import open_pool
 from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
+from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
-from gal_d2.generation.model_filters import ClipImageFilter, RealCrops
+from gal_d2.generation.model_filters import ClipImageFilter, ImageEmbedder, RealCrops
+from gal_d2.modeling.timm_weights import read_timm_weights
 from gal_d2.scoring.ranking import KeepRule, keep_by_category
 
 logger = logging.getLogger("gal_d2")
@@ -127,6 +132,49 @@ def likeness_by_features(cfg: CfgNode, pool_ids: np.ndarray, placements: int) ->
     return {pool_id: float(np.mean(cosines)) for pool_id, cosines in values.items()}
 
 
+class TimmEmbedder:
+    """Pooled features of a timm network that classifies, before any training here.
+
+    Args:
+        name: a timm model name.
+        weights: a local weight file.
+        device: computes.
+
+    Raises:
+        UserError: there is no such file, or it is of another model.
+    """
+
+    def __init__(self, name: str, weights: str, device: torch.device) -> None:
+        tensors = read_timm_weights(weights, name)
+        overlay = {"state_dict": tensors}
+        model = timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
+        )
+        self._model = model.to(device).eval()
+        self._device = device
+        config = timm.data.resolve_data_config(model=model)
+        self._side = config["input_size"][-1]
+        self._mean, self._std = (
+            torch.tensor(config[key]).reshape(3, 1, 1) for key in ("mean", "std")
+        )
+
+    @torch.no_grad()
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors (n, d) float32 of square pictures (S, S, 3) uint8 RGB."""
+        size = (self._side, self._side)
+        vectors = []
+        for start in range(0, len(images), GROUP):
+            pixels = torch.stack(
+                [
+                    torch.from_numpy(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+                    for image in images[start : start + GROUP]
+                ]
+            )
+            normal = (pixels.permute(0, 3, 1, 2) / 255 - self._mean) / self._std
+            vectors.append(F.normalize(self._model(normal.to(self._device)), dim=1).cpu())
+        return torch.cat(vectors).numpy()
+
+
 def likeness_by_clip(cfg: CfgNode, pool_ids: np.ndarray, name: str) -> dict[int, float]:
     """By pool id, CLIP's mean cosine with real objects of the category; those without any are out.
 
@@ -140,6 +188,35 @@ def likeness_by_clip(cfg: CfgNode, pool_ids: np.ndarray, name: str) -> dict[int,
     """
     device = torch.device(cfg.MODEL.DEVICE)
     clip = ClipScorer.load(name, device=device, dtype=torch.float32)
+    return likeness_to_real(cfg, pool_ids, clip)
+
+
+def likeness_by_imagenet(cfg: CfgNode, pool_ids: np.ndarray) -> dict[int, float]:
+    """As :func:`likeness_by_clip`, by the network and the weights of ``cfg.MODEL.TIMM``.
+
+    Raises:
+        UserError: the config names none, or they do not fit.
+    """
+    node = cfg.MODEL.TIMM
+    if not node.NAME or not node.WEIGHTS:
+        raise UserError(
+            "--imagenet goes by the network of MODEL.TIMM, but MODEL.TIMM.NAME or .WEIGHTS is "
+            "empty: set both, or leave out --imagenet."
+        )
+    embedder = TimmEmbedder(node.NAME, node.WEIGHTS, torch.device(cfg.MODEL.DEVICE))
+    return likeness_to_real(cfg, pool_ids, embedder)
+
+
+def likeness_to_real(
+    cfg: CfgNode, pool_ids: np.ndarray, embedder: ImageEmbedder
+) -> dict[int, float]:
+    """By pool id, the mean cosine with real objects of the category; those without any are out.
+
+    Args:
+        cfg: the whole config.
+        pool_ids: (N,) of the pool of ``GAL.POOL.ROOT``.
+        embedder: makes vectors of pictures.
+    """
     class_of = load_metadata(cfg.DATASETS.TRAIN[0]).thing_dataset_id_to_contiguous_id
     scenes = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False)
     real = RealCrops(
@@ -147,7 +224,7 @@ def likeness_by_clip(cfg: CfgNode, pool_ids: np.ndarray, name: str) -> dict[int,
         sorted(class_of, key=class_of.get),
         count=cfg.GAL.GENERATOR.FILTER.CLIP_IMAGE.MAX_REAL,
     )
-    image_filter = ClipImageFilter(clip, real)
+    image_filter = ClipImageFilter(embedder, real)
     pool = InstancePool(cfg.GAL.POOL.ROOT)
     values = {}
     categories = pool.category_of(pool_ids)
@@ -174,7 +251,9 @@ def main(args: argparse.Namespace) -> None:
     cfg = setup(args)
     pool, categories = open_pool(cfg)
     pool_ids = np.concatenate([pool.ids(category) for category in categories])
-    if args.clip:
+    if args.imagenet:
+        values = likeness_by_imagenet(cfg, pool_ids)
+    elif args.clip:
         values = likeness_by_clip(cfg, pool_ids, args.clip)
     else:
         values = likeness_by_features(cfg, pool_ids, args.placements)
@@ -189,7 +268,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--allow-list", type=Path, required=True, help="file of the kept ones")
     parser.add_argument("--keep", type=float, default=0.4, help="share of each category")
     parser.add_argument("--placements", type=int, default=2, help="real images for each cut-out")
-    parser.add_argument("--clip", metavar="MODEL", help="go by this CLIP model of transformers")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--clip", metavar="MODEL", help="go by this CLIP model of transformers")
+    model.add_argument("--imagenet", action="store_true", help="go by MODEL.TIMM's weights")
     return parser.parse_args(arguments)
 
 

@@ -49,10 +49,14 @@ def _add_model_keys(cfg: CfgNode) -> None:
     timm.NAME = ""
     # Start from timm's pretrained weights. Needs the hub or its cache.
     timm.PRETRAINED = True
-    # A local weight file (.pth or .safetensors) to use in place of the hub's.
+    # A local weight file (.pth or .safetensors) to use in place of the hub's: timm's, or another
+    # port's with the same tensors in the same order.
     timm.WEIGHTS = ""
     # Keep its batch normalisation frozen at the loaded statistics, as detectron2's ResNets do.
     timm.FREEZE_BN = True
+    # What comes before the feature map of this stride is not trained, which saves its backward
+    # pass; 0: all of the model is.
+    timm.FREEZE_STRIDE = 0
     # Strides of the feature maps that the FPN is built on.
     timm.STRIDES = [4, 8, 16, 32]
     # Detic, CenterNet2 and X-Paste have a node of this name, too.

@@ -3,7 +3,11 @@
 
 tools/noise_experiment.py
 tools/noise_experiment.py --data fashion-mnist --seeds 0 1 2
-tools/noise_experiment.py --data cifar10 --root datasets/sources --real 5000
+tools/noise_experiment.py --data cifar-10 --root datasets/sources --real 5000
+tools/noise_experiment.py --data pictures --output output/noise_pictures
+
+--data is one of digits, fashion-mnist and cifar-10, or a folder: of class folders with pictures of
+one size, or of train and test with such folders.
 
 Writes scores.png (score distributions by noise scale), tables.md and results.npz to the output
 folder. gal_d2/experiments/noise.py says what is done.
@@ -22,7 +26,7 @@ import numpy as np
 from gal_d2.data.miniature_sources import has_fashion_mnist
 from gal_d2.engine.launch import run_tool
 from gal_d2.experiments import noise
-from gal_d2.experiments.image_sets import IMAGE_SETS, load_image_set
+from gal_d2.experiments.image_sets import IMAGE_SETS, ImageSet, load_image_set
 from gal_d2.visualization.noise_figure import save_score_distributions
 
 logger = logging.getLogger("gal_d2")
@@ -45,7 +49,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", choices=IMAGE_SETS, default="digits")
+    parser.add_argument(
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help=f"{', '.join(IMAGE_SETS)}, or a folder (%(default)s)",
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -69,7 +78,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def configure(args: argparse.Namespace) -> noise.NoiseExperiment:
+def configure(args: argparse.Namespace, data: ImageSet) -> noise.NoiseExperiment:
     """The data set's defaults with what the command line says in their place."""
     given = {field: getattr(args, option) for option, field in SIZES.items()}
     changes = {
@@ -77,7 +86,7 @@ def configure(args: argparse.Namespace) -> noise.NoiseExperiment:
         for field, value in given.items()
         if value is not None
     }
-    return dataclasses.replace(noise.DEFAULTS[args.data], **changes)
+    return dataclasses.replace(noise.default_for(data), **changes)
 
 
 def fetch(data: str, root: Path) -> None:
@@ -85,17 +94,18 @@ def fetch(data: str, root: Path) -> None:
     sys.path.append(str(Path(__file__).resolve().parent))  # the tools are no package
     from fetch_image_sets import fetch_cifar10, fetch_fashion_mnist
 
-    if data == "cifar10":
+    if data == "cifar-10":
         fetch_cifar10(root)
     elif data == "fashion-mnist" and not has_fashion_mnist(root):
         fetch_fashion_mnist(root)
 
 
 def main(args: argparse.Namespace) -> None:
-    config = configure(args)
     fetch(args.data, args.root)
-    results = noise.run(load_image_set(args.data, args.root), config)
-    output = args.output or Path("output/noise_experiment") / args.data
+    data = load_image_set(args.data, args.root)
+    config = configure(args, data)
+    results = noise.run(data, config)
+    output = args.output or Path("output/noise_experiment") / data.name
     output.mkdir(parents=True, exist_ok=True)
 
     pooled = {
@@ -119,11 +129,11 @@ def main(args: argparse.Namespace) -> None:
         },
         config.noise_scales,
         args.figure or output / "scores.png",
-        f"{args.data}: contribution of candidates by noise ({len(config.seeds)} seeds)",
+        f"{data.name}: contribution of candidates by noise ({len(config.seeds)} seeds)",
     )
     tables = (
-        f"{args.data}: {config}\n\n{noise.separation_table(results, config)}\n\n"
-        f"{noise.accuracy_table(results)}\n"
+        f"{data.name}: {config}\n\n{noise.separation_table(results, config)}\n\n"
+        f"{noise.location_table(results, config)}\n\n{noise.accuracy_table(results)}\n"
     )
     (output / "tables.md").write_text(tables)
     print(tables)

@@ -6,7 +6,8 @@ id in the JSON -> class), ``category_frequency`` ('r'/'c'/'f' by class) and ``cl
 JSON when one of them is first asked for: registering costs nothing and needs no file.
 
 Importing this module registers ``lvis_v1_train/val`` (in place of detectron2's own) and
-``miniature_train/val`` under ``$DETECTRON2_DATASETS``, as detectron2 does with its data sets.
+``miniature_train/val`` and ``street_train/val`` under ``$DETECTRON2_DATASETS``, as detectron2 does
+with its data sets.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ __all__ = [
     "register_instances",
     "register_lvis",
     "register_miniature",
+    "register_street",
     "require_dataset",
 ]
 
@@ -163,16 +165,23 @@ def register_miniature(root: str | Path | None = None) -> None:
     Args:
         root: the data sets' folder; default ``$DETECTRON2_DATASETS``, or else ``datasets``.
     """
-    root = _root(root) / "miniature"
-    for split in ("train", "val"):
-        source = _Source(root / "annotations" / f"miniature_{split}.json", root / "images" / split)
-        _register(f"miniature_{split}", source, replace=True)
+    _register_prepared("miniature", root)
+
+
+def register_street(root: str | Path | None = None) -> None:
+    """Register ``street_train`` and ``street_val`` (``tools/prepare_street.py``).
+
+    Args:
+        root: the data sets' folder; default ``$DETECTRON2_DATASETS``, or else ``datasets``.
+    """
+    _register_prepared("street", root)
 
 
 def register_all(root: str | Path | None = None) -> None:
     """Register every data set that this project has a name for."""
     register_lvis(root)
     register_miniature(root)
+    register_street(root)
 
 
 def require_dataset(name: str) -> None:
@@ -339,6 +348,14 @@ def _has_other_images(name: str) -> bool:
 
 def _root(root: str | Path | None) -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets") if root is None else root)
+
+
+def _register_prepared(name: str, root: str | Path | None) -> None:
+    """Both splits of a set that one of this project's tools makes in a folder of its name."""
+    folder = _root(root) / name
+    for split in ("train", "val"):
+        source = _Source(folder / "annotations" / f"{name}_{split}.json", folder / "images" / split)
+        _register(f"{name}_{split}", source, replace=True)
 
 
 def _register(name: str, source: _Source, *, replace: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reads what the miniature's candidates really are; only reports may know it, never a training."""
+"""Reads what a pool's candidates really are; only reports may know it, never a training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class PoolTruth:
 
     Attributes:
         pool_id: (N,) int64.
-        kind: (N,) str, one of :data:`gal_d2.data.miniature.KINDS`.
+        kind: (N,) str, :data:`GOOD`, or what is the matter: of the miniature one of
+            :data:`gal_d2.data.miniature.KINDS`, of the street set "wrong_object" or "stray".
         ambiguous: (N,) bool, whether the pool confuses its category with a similar one.
     """
 
@@ -30,9 +31,16 @@ class PoolTruth:
 
     @classmethod
     def read(cls, path: Path = DEFAULT_FILE) -> PoolTruth:
-        """The truth file that ``tools/prepare_miniature.py`` wrote."""
+        """The truth file that a tool has put beside its pool.
+
+        Raises:
+            UserError: it is not there.
+        """
         if not path.is_file():
-            raise UserError(f"{path} does not exist: run tools/prepare_miniature.py.")
+            raise UserError(
+                f"{path} does not exist: run tools/prepare_miniature.py, or "
+                "tools/prepare_street.py --truth."
+            )
         table = pq.read_table(path, columns=["pool_id", "kind", "ambiguous"]).sort_by("pool_id")
         pool_id, kind, ambiguous = (column.to_numpy() for column in table.columns)
         return cls(pool_id, kind.astype(str), ambiguous.astype(bool))
@@ -48,6 +56,6 @@ class PoolTruth:
         if unknown.any():
             raise UserError(
                 f"cut-out {pool_ids[unknown][0]} is not in the truth file: it was written for "
-                "another pool (tools/prepare_miniature.py)."
+                "another pool (tools/prepare_miniature.py, tools/prepare_street.py --truth)."
             )
         return rows

@@ -81,7 +81,10 @@ class CheckpointStore(DetectionCheckpointer):
             UserError: the file is not there, is no checkpoint, or fits nowhere.
         """
         if not path:
-            logger.info("%s is empty: the weights start random.", _WEIGHTS_KEY)
+            timm = self.cfg.MODEL.TIMM
+            pretrained = timm.NAME and (timm.WEIGHTS or (timm.PRETRAINED and f"timm's {timm.NAME}"))
+            but = f", but for the backbone's, from {pretrained}" if pretrained else ""
+            logger.info("%s is empty: the weights start random%s.", _WEIGHTS_KEY, but)
             return
         self._is_start, self._label = True, f"{_WEIGHTS_KEY} '{path}'"
         self.load(local_weights(path), checkpointables=[])

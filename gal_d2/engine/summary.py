@@ -134,9 +134,10 @@ def _generator(cfg: CfgNode) -> str:
 
 def _model(cfg: CfgNode) -> str:
     backbone = cfg.MODEL.TIMM.NAME or f"ResNet-{cfg.MODEL.RESNETS.DEPTH}"
-    weights = cfg.MODEL.WEIGHTS or (
-        "timm's weights" if cfg.MODEL.TIMM.NAME and cfg.MODEL.TIMM.PRETRAINED else "from scratch"
-    )
+    timm = cfg.MODEL.TIMM
+    weights = cfg.MODEL.WEIGHTS or (timm.NAME and timm.WEIGHTS)
+    if not weights:
+        weights = "timm's weights" if timm.NAME and timm.PRETRAINED else "from scratch"
     return f"{cfg.MODEL.META_ARCHITECTURE}, {backbone}, {weights}"
 
 

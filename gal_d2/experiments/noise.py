@@ -89,8 +89,20 @@ class NoiseExperiment:
 DEFAULTS = {
     "digits": NoiseExperiment(100, 300, 700, 697, seeds=tuple(range(10))),
     "fashion-mnist": NoiseExperiment(200, 1000, 3000, 5000, channels=(16, 32, 32), steps=800),
-    "cifar10": NoiseExperiment(2000, 2000, 8000, 10000, channels=(32, 64, 128), steps=3000),
+    "cifar-10": NoiseExperiment(2000, 2000, 8000, 10000, channels=(32, 64, 128), steps=3000),
 }
+
+
+def default_for(data: ImageSet) -> NoiseExperiment:
+    """The sizes of a data set of :data:`DEFAULTS`; for any other, shares of its pictures.
+
+    A sixth is real and a sixth held out, a third are candidates, and the rest is to test on.
+    """
+    if data.name in DEFAULTS:
+        return DEFAULTS[data.name]
+    sixth = len(data.labels) // 6
+    rest = len(data.labels) - 4 * sixth
+    return NoiseExperiment(sixth, sixth, 2 * sixth, rest, channels=(16, 32, 32), steps=800)
 
 
 @dataclass
@@ -99,12 +111,14 @@ class SeedResult:
 
     Attributes:
         scores: by (formula, reference), (scales, candidates) float32; row i: noise scale i.
+        trained_on: the same of the pictures that the network was trained on, (real,), no noise.
         accuracy: by arm, test accuracy in per cent (early, final).
         share_kept: by arm, for each noise scale the share of its candidates that was trained on.
     """
 
     seed: int
     scores: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    trained_on: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     accuracy: dict[str, tuple[float, float]] = field(default_factory=dict)
     share_kept: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -306,6 +320,8 @@ def run_seed(data: ImageSet, config: NoiseExperiment, seed: int) -> SeedResult:
         "training": RealGradient.of(model, real, real_labels, data.num_classes),
         "held-out": RealGradient.of(model, *held_out, data.num_classes),
     }
+    known = score_candidates(model, cached, real, real_labels)
+    result.trained_on = {key: values.numpy() for key, values in known.items()}
     by_scale = []
     for scale in config.noise_scales:  # the same noise, larger and larger
         noisy = add_noise(candidates, scale, generator(2))
@@ -409,4 +425,25 @@ def separation_table(results: Sequence[SeedResult], config: NoiseExperiment) -> 
         kept = np.mean([result.share_kept[arm_name(key)] for result in results], axis=0)
         shares = ", ".join(f"{100 * share:.0f}" for share in kept)
         lines.append(f"| {key[0]}, {key[1]} | {auc} | {shares} |")
+    return "\n".join(lines)
+
+
+def location_table(results: Sequence[SeedResult], config: NoiseExperiment) -> str:
+    """Where the distributions of figure 2 lie: medians, mean over the seeds.
+
+    In standard deviations of the scores of clean candidates, so that formulas can be compared.
+    """
+    scales = config.noise_scales
+    lines = [
+        "| score | trained on | " + " | ".join(f"noise {scale:g}" for scale in scales) + " |",
+        "|---" * (len(scales) + 2) + "|",
+    ]
+    for key in SCORES:
+        medians = []
+        for result in results:
+            unit = max(float(result.scores[key][0].std()), np.finfo(np.float32).tiny)
+            row = [result.trained_on[key], *result.scores[key]]
+            medians.append([float(np.median(values)) / unit for values in row])
+        cells = " | ".join(f"{value:+.2f}" for value in np.mean(medians, axis=0))
+        lines.append(f"| {key[0]}, {key[1]} | {cells} |")
     return "\n".join(lines)

@@ -15,7 +15,6 @@ from PIL import Image
 from gal_d2.data.image_file import UnreadableImageError
 from gal_d2.data.real_instances import RealInstances, can_be_cut_out
 from gal_d2.errors import UserError
-from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutting import on_white
 from gal_d2.generation.filters import Candidate, Verdict
 from gal_d2.generation.hub import load_transformer
@@ -86,6 +85,14 @@ def class_relative_minimum(cosines: np.ndarray, minimum: float, tolerance: float
     """
     floor = minimum - _BELOW_MINIMUM * abs(minimum)
     return min(minimum, max(floor, round(float(np.max(cosines)) - tolerance, 9)))
+
+
+class ImageEmbedder(Protocol):
+    """Makes vectors of pictures, as CLIP does."""
+
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors (n, d) float32 of pictures (H, W, 3) uint8 RGB."""
+        ...
 
 
 class RealReference(Protocol):
@@ -163,14 +170,14 @@ class ClipImageFilter:
     without a real object pass.
 
     Args:
-        clip: the model.
+        clip: the model, or another one that embeds pictures.
         reference: gives the real objects.
         minimum: lowest mean cosine.
     """
 
     name = "clip_image"
 
-    def __init__(self, clip: ClipScorer, reference: RealReference, minimum: float = 0.6) -> None:
+    def __init__(self, clip: ImageEmbedder, reference: RealReference, minimum: float = 0.6) -> None:
         self.minimum = minimum
         self._clip = clip
         self._reference = reference

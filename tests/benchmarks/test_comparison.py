@@ -25,7 +25,7 @@ from gal_d2.engine.setup import load_config, resolve_datasets
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 
-KNOWN = comparison.conditions(rate=0.27, by_clip=False)
+KNOWN = comparison.conditions(rate=0.27)
 FEW = ("SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1")
 TRUTH = PoolTruth(
     np.arange(6),
@@ -235,6 +235,11 @@ def test_the_plan_has_what_others_need_and_tells_runs_apart(tmp_path):
     (other,) = plan(tmp_path, "--seeds", "3", "--conditions", "all", "--", "SEED", "1")
     assert fewer.digest != runs[0].digest
     assert other.digest != runs[2].digest
+    (imagenet,) = plan(tmp_path, "--seeds", "3", "--imagenet", "--conditions", "feature")[:1]
+    (plain,) = plan(tmp_path, "--seeds", "3", "--conditions", "feature")[:1]
+    assert imagenet.condition.title == "filtered by ImageNet features"
+    assert plain.condition.title == "filtered by likeness"
+    assert plain.digest != imagenet.digest
     variant, ours = plan(
         *(tmp_path, "--seeds", "0", "--conditions", "gal"),
         *("--ablation", "mask only", "GAL.SCORER.SCORE_WEIGHTS [0.0,1.0]"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import feature_filter
 import numpy as np
 import pytest
+import timm
 import tiny_models
 import torch
 from detectron2.structures import Boxes, Instances
@@ -12,6 +13,7 @@ from torch import nn
 
 from gal_d2.data.miniature_truth import PoolTruth
 from gal_d2.engine.setup import load_config, resolve_datasets
+from gal_d2.errors import UserError
 
 
 class Heads(nn.Module):
@@ -78,3 +80,36 @@ def test_likeness_by_clip(repository, miniature, miniature_options, tmp_path):
     assert len(values) >= 3 * 5  # of each category that the scenes have an object of
     assert len(set(values.values())) > 10
     assert (np.abs(list(values.values())) <= 1 + 1e-5).all()
+
+
+def test_likeness_by_a_network_that_was_trained_elsewhere(
+    repository, miniature, miniature_options, tmp_path
+):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    config_file = str(repository / "configs/miniature_copypaste.yaml")
+    options = [*miniature_options, "GAL.POOL.ROOT", str(miniature / "pool"), "MODEL.DEVICE", "cpu"]
+    cfg = load_config(config_file, [*options, "MODEL.TIMM.NAME", "resnet10t"])
+    resolve_datasets(cfg)
+    pool_ids = PoolTruth.read(miniature / "pool_truth.parquet").pool_id
+    with pytest.raises(UserError, match=r"MODEL.TIMM.NAME or .WEIGHTS is empty"):
+        feature_filter.likeness_by_imagenet(cfg, pool_ids)
+    cfg.MODEL.TIMM.WEIGHTS = str(weights)
+    values = feature_filter.likeness_by_imagenet(cfg, pool_ids)
+    assert set(values) <= set(pool_ids.tolist())
+    assert len(set(values.values())) > 10
+    assert (np.abs(list(values.values())) <= 1 + 1e-5).all()
+
+
+def test_pictures_become_unit_vectors_and_equal_ones_the_same(tmp_path):
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("resnet10t").state_dict(), weights)
+    embedder = feature_filter.TimmEmbedder("resnet10t", str(weights), torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 255, (40, 40, 3), np.uint8) for _ in range(2))
+    vectors = embedder.embed_images([one, other, one])
+    assert vectors.shape == (3, 512) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-5)
+    assert not np.allclose(vectors[0], vectors[1])

@@ -134,9 +134,27 @@ def test_an_experiment_on_pictures_that_noise_spoils():
     for key in noise.SCORES:
         assert result.scores[key].shape == (2, 40)
         assert np.array_equal(result.scores[key], again.scores[key])
+        assert result.trained_on[key].shape == (20,)
     table = noise.accuracy_table([result])
     assert f"| oracle | {result.accuracy['oracle'][0]:.1f} ± 0.0 |" in table
     assert noise.separation_table([result], SMALL).count("\n") == 1 + len(noise.SCORES)
+
+
+def test_where_the_distributions_lie():
+    # The clean ones have a standard deviation of 2.
+    scores = {key: np.array([[2.0, 6.0], [-1.0, 2.0]]) for key in noise.SCORES}
+    trained_on = dict.fromkeys(noise.SCORES, np.array([-1.0, 0.0, 9.0]))
+    table = noise.location_table([SeedResult(0, scores=scores, trained_on=trained_on)], SMALL)
+    assert table.splitlines()[0] == "| score | trained on | noise 0 | noise 2 |"
+    assert table.splitlines()[2] == "| raw, training | +0.00 | +2.00 | +0.25 |"
+
+
+def test_sizes_of_a_set_that_is_not_known():
+    config = noise.default_for(stripes(125))
+    assert (config.num_real, config.num_held_out) == (20, 20)
+    assert (config.num_candidates, config.num_test) == (40, 45)
+    known = ImageSet("digits", np.zeros((1, 1, 8, 8), np.float32), np.zeros(1, np.int64))
+    assert noise.default_for(known) is noise.DEFAULTS["digits"]
 
 
 def test_more_pictures_than_there_are():

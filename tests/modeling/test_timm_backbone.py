@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from detectron2.modeling import build_backbone
 
 from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
-from gal_d2.modeling.timm_backbone import TimmBackbone
+from gal_d2.modeling.timm_backbone import TimmBackbone, freeze_batch_norm
 
 STRIDES = [4, 8, 16, 32]
 
@@ -59,9 +61,63 @@ def test_local_weights_are_loaded_and_batch_norm_is_frozen(tmp_path):
     assert kinds == {FrozenBatchNorm2d}
 
 
+@pytest.mark.parametrize("name", ["resnet10t", "tf_efficientnet_lite0", "regnetx_002"])
+def test_frozen_norms_compute_what_the_layers_did(name):
+    # Some of timm's normalisation layers end with an activation, which has to stay.
+    torch.manual_seed(0)
+    plain = TimmBackbone(name, strides=[4, 8], freeze_bn=False)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    images = torch.rand(1, 3, 64, 64)
+    expected = plain.eval()(images)
+    frozen = copy.deepcopy(plain)
+    frozen.model = freeze_batch_norm(frozen.model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in frozen.modules())
+    for key, value in frozen.train()(images).items():
+        torch.testing.assert_close(value, expected[key])
+    names = {n for n in plain.state_dict() if not n.endswith("num_batches_tracked")}
+    assert frozen.state_dict().keys() == names
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen", "trained"),
+    [
+        ("resnet10t", ["conv1", "bn1", "layer1", "layer2"], ["layer3", "layer4"]),
+        (
+            "tf_efficientnet_lite0",
+            ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"],
+            ["blocks.3", "blocks.4", "blocks.5", "blocks.6"],
+        ),
+        # timm's wrapper calls them "stages_0", its list of feature maps "stages.0".
+        ("convnext_atto", ["stem", "stages.0", "stages.1"], ["stages.2", "stages.3"]),
+    ],
+)
+def test_what_comes_before_a_stride_can_be_frozen(name, frozen, trained):
+    backbone = TimmBackbone(name, strides=STRIDES, freeze_bn=False, freeze_stride=8)
+    parameters = [(n.replace("_", "."), p) for n, p in backbone.model.named_parameters()]
+
+    def of(modules: list[str]) -> set[bool]:
+        prefixes = tuple(f"{module.replace('_', '.')}." for module in modules)
+        return {p.requires_grad for n, p in parameters if n.startswith(prefixes)}
+
+    assert of(frozen) == {False} and of(trained) == {True}
+    assert all(p.requires_grad for p in TimmBackbone(name, strides=STRIDES).parameters())
+
+
+def test_a_frozen_part_gets_no_gradient_and_the_rest_does():
+    backbone = build_backbone(small_config("MODEL.TIMM.FREEZE_STRIDE", 8))
+    sum(v.sum() for v in backbone(torch.rand(1, 3, 64, 64)).values()).backward()
+    model = backbone.bottom_up.model
+    assert model["layer2"][0].conv1.weight.grad is None
+    assert model["layer3"][0].conv1.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"name": "resnet10t", "freeze_stride": 2}, "MODEL.TIMM.FREEZE_STRIDE is 2: choose from"),
         ({"name": "resnet51"}, "did you mean .*resnet5"),
         ({"name": "resnet10t", "strides": [4, 64]}, r"\[64\], but 'resnet10t' has"),
         ({"name": "resnet10t", "weights": "nowhere.pth"}, "MODEL.TIMM.WEIGHTS is 'nowhere.pth'"),
