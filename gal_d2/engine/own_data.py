@@ -15,6 +15,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from gal_d2.data.datasets import load_annotation_file
+from gal_d2.data.snapshots import PREFETCH_FACTOR
 
 # 30 passes over the training set, as for LVIS; small sets need some hundred steps all the same.
 _PASSES = 30
@@ -102,6 +103,8 @@ _OPEN: dict[str, object] = {
     "GAL.DATA.LSJ.IMAGE_SIZE": 0,
     "GAL.COPY_PASTE.MAX_PASTES": -1,
     "GAL.SCORER.PICTURE_PERIOD": -1,
+    "GAL.SNAPSHOTS.PERIOD": 0,
+    "GAL.AUDITION.PERIOD": 0,
     "SOLVER.IMS_PER_BATCH": 0,
     "SOLVER.MAX_ITER": 0,
     "SOLVER.BASE_LR": 0.0,
@@ -129,13 +132,17 @@ def _values(cfg: CfgNode, size: DataSize, processes: int) -> dict[str, object]:
     period = max(1, math.ceil(steps / 5))
     side = known("GAL.DATA.LSJ.IMAGE_SIZE", _IMAGE_SIZE[kind])
     short = known("INPUT.MIN_SIZE_TEST", side)
+    workers = known("DATALOADER.NUM_WORKERS", 0 if kind == "cpu" else min(4, os.cpu_count() or 1))
+    # What is found out is used within a fiftieth of the training, but not before the samples that
+    # the workers have made ahead are used up.
+    loop = max(min(math.ceil(steps / 50), 100), 10, PREFETCH_FACTOR * workers)
     rate = _RATE if cfg.MODEL.WEIGHTS else _RATE_FROM_SCRATCH
     per_image = size.objects / max(size.images, 1)
     return {
         # Rare categories of a small set matter as those of LVIS: of two in a hundred images on,
         # an image is not repeated.
         "DATALOADER.REPEAT_THRESHOLD": 0.001 if size.images >= 50_000 else 0.02,
-        "DATALOADER.NUM_WORKERS": 0 if kind == "cpu" else min(4, os.cpu_count() or 1),
+        "DATALOADER.NUM_WORKERS": workers,
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0001 if size.images >= 50_000 else 0.01,
         "INPUT.MIN_SIZE_TEST": short,
         "INPUT.MAX_SIZE_TEST": round(short * 5 / 3),
@@ -145,6 +152,8 @@ def _values(cfg: CfgNode, size: DataSize, processes: int) -> dict[str, object]:
             int(min(max(round(2 * per_image), 4), 19)), cfg.GAL.COPY_PASTE.MIN_PASTES
         ),
         "GAL.SCORER.PICTURE_PERIOD": max(20, math.ceil(steps / 20)),
+        "GAL.SNAPSHOTS.PERIOD": loop,
+        "GAL.AUDITION.PERIOD": loop,
         "SOLVER.IMS_PER_BATCH": batch,
         "SOLVER.MAX_ITER": steps,
         "SOLVER.BASE_LR": float(f"{rate * math.sqrt(batch / 16):.2g}"),

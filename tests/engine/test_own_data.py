@@ -66,6 +66,9 @@ def test_eight_images_on_a_cpu_without_a_network(repository: Path, tmp_path: Pat
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER) == (2, 120)  # 30 passes
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD) == (12, 24)
     assert cfg.TEST.EVAL_PERIOD == 0  # nothing to evaluate on
+    # What is pasted is drawn by what is found out, soon enough for so short a training.
+    assert cfg.GAL.POOL.SAMPLER == "posterior"
+    assert (cfg.GAL.SNAPSHOTS.PERIOD, cfg.GAL.AUDITION.PERIOD) == (10, 10)
     assert cfg.GAL.COPY_PASTE.MAX_PASTES == 6  # twice as many as there are objects
     assert (cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT) == ("", 0)
     # Each is said.
@@ -90,6 +93,9 @@ def test_larger_sets_get_larger_batches_and_more_steps(repository: Path, tmp_pat
     assert values["SOLVER.IMS_PER_BATCH"] == 16 and values["SOLVER.MAX_ITER"] == 18_750
     assert values["TEST.EVAL_PERIOD"] == values["SOLVER.CHECKPOINT_PERIOD"] == 3_750
     assert values["GAL.COPY_PASTE.MAX_PASTES"] == 16
+    assert values["GAL.AUDITION.PERIOD"] == values["GAL.SNAPSHOTS.PERIOD"] == 100
+    cfg.DATALOADER.NUM_WORKERS = 64  # they make 128 samples ahead
+    assert own_data._values(cfg, size, processes=8)["GAL.SNAPSHOTS.PERIOD"] == 128
     # A batch is shared by all processes, whatever their number.
     assert own_data._values(cfg, size, processes=3)["SOLVER.IMS_PER_BATCH"] % 3 == 0
 
