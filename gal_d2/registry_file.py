@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gal_d2.data.atomic_file import replacing
 from gal_d2.errors import UserError
 
 
@@ -50,9 +51,8 @@ class RegistryFile:
                 f"{self.member} in {self.requirement} is not the file that is expected; keep out"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_bytes(content)
-        unfinished.rename(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
 
     def _read(self, folder: Path) -> bytes:
         """The file in the one wheel of a folder."""

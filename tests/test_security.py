@@ -71,7 +71,7 @@ def test_02_a_pkl_holds_arrays_alone(tmp_path, crater, protocol):
 
 def test_03_timm_s_weights_are_tensors_alone(tmp_path, crater):
     torch.save({"state_dict": Bomb(crater)}, tmp_path / "timm.pth")
-    with pytest.raises(UserError, match="resnet10t"):
+    with pytest.raises(UserError, match="cannot be read as weights"):
         TimmBackbone("resnet10t", strides=[4], weights=str(tmp_path / "timm.pth"))
 
 

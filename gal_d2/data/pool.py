@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gal_d2.data.atomic_file import replacing
 from gal_d2.data.category_identity import (
     Names,
     Renumbering,
@@ -678,9 +679,8 @@ def write_allow_list(
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table({"pool_id": pa.array(np.sort(np.asarray(pool_ids, np.int64)))})
     table = table.cast(with_names(table.schema, names))
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def read_allow_list(path: str | os.PathLike) -> np.ndarray:

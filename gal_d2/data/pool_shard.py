@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from gal_d2.data.atomic_file import sync
 from gal_d2.data.category_identity import Names, names_in, with_names
 from gal_d2.data.cut_out import (
     CorruptCutOutError,
@@ -87,7 +88,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self.temporary.rename(self.path)
-        _sync_folder(self.path.parent)
+        sync(self.path.parent)
         return self.path
 
     def discard(self) -> None:
@@ -270,16 +271,3 @@ def _as_corrupt_shard() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with suppress(OSError):  # some network file systems refuse it
-            os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.config import CfgNode
 
+from gal_d2.data.atomic_file import replacing
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -137,14 +138,10 @@ class Snapshots:
             UserError: the disk is full or the folder cannot be written to.
         """
         path = self.path(number)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
             raise UserError(
                 f"The snapshot {path} cannot be written ({error.strerror or error}): free some "

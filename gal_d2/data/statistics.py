@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import uuid
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gal_d2.data.annotation_file import AnnotationFile, file_signature
+from gal_d2.data.atomic_file import replacing
 from gal_d2.data.datasets import load_annotation_file, load_metadata
 
 logger = logging.getLogger(__name__)
@@ -135,13 +134,8 @@ def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
 
 
 def _write(cache: Path, key: np.ndarray, statistics: CategoryStatistics) -> None:
-    """Write under a name of its own, then rename: other processes see all of it or nothing."""
-    unfinished = cache.with_name(f".{cache.stem}.{uuid.uuid4().hex}.npz")
     try:
-        try:
-            np.savez(unfinished, key=key, **dataclasses.asdict(statistics))
-            os.replace(unfinished, cache)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with replacing(cache) as temporary, temporary.open("wb") as file:
+            np.savez(file, key=key, **dataclasses.asdict(statistics))
     except OSError as error:
         logger.warning("%s cannot be written (%s); the next run computes it again", cache, error)

@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from gal_d2.data.atomic_file import replacing
 from gal_d2.data.category_identity import require_same_classes
 from gal_d2.data.category_names import CategoryNames
 from gal_d2.data.copy_paste import PasteOptions
@@ -267,11 +268,10 @@ class _OfflinePass:
         self._learn_directions()
         comm.synchronize()  # nobody looks for the file any more
         if comm.is_main_process():
-            temporary = path.with_name(f".{path.name}.tmp")
             classes = list(self.metadata.thing_classes)
             state = {"made_with": made_with, "classes": classes, "scorer": self.scorer.state_dict()}
-            torch.save(state, temporary)
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                torch.save(state, temporary)
 
     def _learn_directions(self) -> None:
         options = self.options

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -115,3 +117,18 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     if target is not None:
         # Not through a logger: none is set up before the folder is claimed.
         print(f"--overwrite: what an earlier training wrote to {cfg.OUTPUT_DIR} is in {target} now")
+
+
+@contextlib.contextmanager
+def keeping_config(folder: str | Path) -> Iterator[None]:
+    """Within the block, a tool that uses a run's folder may write ``config.yaml``; then it is back.
+
+    detectron2 stores the config of every command there. That of the training is what the model was
+    trained with, and what later commands are told by.
+    """
+    path = Path(folder) / "config.yaml"
+    kept = path.read_bytes() if comm.is_main_process() and path.is_file() else None
+    yield
+    if kept is not None and path.read_bytes() != kept:
+        path.write_bytes(kept)
+        logger.info("%s stays that of the training", path)

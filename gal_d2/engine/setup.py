@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from gal_d2.engine.arguments import argument_parser
 from gal_d2.engine.config_check import check_config
 from gal_d2.engine.configuration import load_config
 from gal_d2.engine.console import quiet_console
-from gal_d2.engine.output_folder import claim
+from gal_d2.engine.output_folder import claim, keeping_config
 from gal_d2.engine.own_data import derive
 from gal_d2.errors import UserError
 
@@ -49,14 +50,16 @@ def setup(args: argparse.Namespace, add_config: Callable[[CfgNode], None] | None
     if cfg.MODEL.TIMM.NAME:
         cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"
     cfg.freeze()
-    if hasattr(args, "overwrite") and not args.eval_only:
+    trains = hasattr(args, "overwrite") and not args.eval_only
+    if trains:
         claim(cfg, resume=args.resume, overwrite=args.overwrite)
     rank = comm.get_rank()
     # With the arguments that detectron2 uses, so that it adds no second handler.
     for name in ({"name": "gal_d2"}, {"name": "fvcore"}, {}):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, **name)
     quiet_console()
-    default_setup(cfg, args)
+    with contextlib.nullcontext() if trains else keeping_config(cfg.OUTPUT_DIR):
+        default_setup(cfg, args)
     if derived:
         logger.info("Derived from the data and the machine: %s", ", ".join(derived))
     return cfg

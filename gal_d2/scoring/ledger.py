@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gal_d2.data.atomic_file import TEMPORARY, replacing, sync
 from gal_d2.data.category_identity import Renumbering
 from gal_d2.data.ledger_names import ids_of_now, keep_names, require_ledger_names
 from gal_d2.errors import UserError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SHARD_NAME = re.compile(r"(\d+)-(\d+)-r(\d+)-(\d+)\.parquet")
-_TEMPORARY_NAME = re.compile(r"\.(?P<shard>.+)\.tmp")
 _DAMAGE = (OSError, pa.ArrowException, EOFError)
 _MERGE_ROWS = 2_000_000  # rows of partial aggregates held before they are merged
 
@@ -61,20 +61,9 @@ def _list_shards(root: Path) -> list[_Shard]:
     return [shard for shard in shards if shard is not None]
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_atomically(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -179,8 +168,8 @@ class LedgerWriter:
 
     def _remove_temporaries(self) -> None:
         for path in self.root.iterdir():
-            match = _TEMPORARY_NAME.fullmatch(path.name)
-            shard = _parse(Path(match["shard"])) if match else None
+            match = TEMPORARY.fullmatch(path.name)
+            shard = _parse(Path(match["name"])) if match else None
             if shard is not None and self._owns(shard):
                 path.unlink()
 
@@ -212,7 +201,7 @@ class LedgerWriter:
                 if shard.first_step >= step:
                     shard.path.unlink()
                 logger.warning("Ledger shard %s is damaged: %s", shard.path, error)
-        _sync(self.root)
+        sync(self.root)
         if removed:
             logger.warning(
                 "Ledger %s: took back %d rows from step %d on.", self.root, removed, step

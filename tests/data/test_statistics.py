@@ -176,8 +176,8 @@ class TestCache:
         assert [p.name for p in json_file.parent.iterdir()] == ["own.json"]
 
     def test_full_disk_leaves_nothing_behind(self, json_file, monkeypatch, caplog):
-        def half(path, **arrays):
-            path.write_bytes(b"half")
+        def half(file, **arrays):
+            file.write(b"half")
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(statistics.np, "savez", half)

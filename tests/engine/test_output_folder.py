@@ -8,7 +8,13 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from gal_d2.data.datasets import register_instances
-from gal_d2.engine.output_folder import claim, earlier_results, refuse_earlier_results, set_aside
+from gal_d2.engine.output_folder import (
+    claim,
+    earlier_results,
+    keeping_config,
+    refuse_earlier_results,
+    set_aside,
+)
 from gal_d2.errors import UserError
 
 FILES = {
@@ -114,3 +120,14 @@ def test_the_weights_to_start_from_are_not_moved_away(cfg: CfgNode, used: Path):
 def test_both_at_once_make_no_sense(cfg: CfgNode):
     with pytest.raises(UserError, match="--resume goes on with what --overwrite moves aside"):
         claim(cfg, resume=True, overwrite=True)
+
+
+def test_a_tool_leaves_the_trainings_config(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    with keeping_config(tmp_path):
+        path.write_text("of a tool in a folder of its own")
+    assert path.read_text() == "of a tool in a folder of its own"
+    path.write_text("of the training")
+    with keeping_config(tmp_path):
+        path.write_text("of a tool")
+    assert path.read_text() == "of the training"

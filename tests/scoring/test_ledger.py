@@ -199,6 +199,7 @@ def test_a_damaged_shard_does_not_stop_a_resume(tmp_path, caplog):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
+import gal_d2.data.atomic_file as atomic_file
 import gal_d2.scoring.ledger as ledger_module
 from test_ledger import fill, writer
 root, _, moment = sys.argv[1:]
@@ -208,7 +209,7 @@ ledger.resume(start)
 fill(ledger, range(start, start + 4)); ledger.flush()
 fill(ledger, range(start + 4, start + 6))
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
-if moment == "writing": ledger_module._sync = die      # temporary file complete, not renamed
+if moment == "writing": atomic_file.sync = die    # temporary file complete, not renamed
 if moment == "renaming": ledger_module.os.rename = die  # in resume, content replaced
 if moment == "unflushed": die()
 if moment == "renaming": ledger.flush(); writer(root).resume(start + 5)
