@@ -65,7 +65,9 @@ def test_prepares_prints_and_draws(tool, folders, tmp_path, capsys):
     tool.main(tool.parse_arguments([*folders, "--output", str(output), "--preview", str(sheet)]))
     printed = capsys.readouterr().out
     assert "shoe: the labels shoes, flats, loafers" in printed
-    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    lines: dict[str, list[str]] = {}
+    for name, *cells in (line.split() for line in printed.splitlines() if line):
+        lines.setdefault(name, cells)  # the photographs' table comes before the candidates'
     # 30 % of eight photographs, each with one of both.
     assert lines["coat"] == lines["shoe"] == ["r", "6", "6", "2", "2"]
     assert "train: 6 images, 12 instances" in printed and "val: 2 images, 4" in printed
@@ -81,7 +83,7 @@ def test_near_synonyms_apart(tool, folders, tmp_path, capsys):
     arguments = [*folders, "--output", str(tmp_path / "street"), "--keep-synonyms"]
     tool.main(tool.parse_arguments(arguments))
     lines = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
-    assert "sneakers" in lines and "shoe" not in lines and "shoe:" not in lines
+    assert "sneakers" in lines and "shoe:" not in lines
 
 
 @pytest.mark.parametrize(
