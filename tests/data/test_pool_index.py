@@ -21,7 +21,9 @@ def build(rows: list[tuple[int, int, int]]) -> PoolIndex:
 
 
 @given(
-    st.lists(st.tuples(IDS, st.sampled_from([1, 5, 70000]), st.integers(0, 3)), max_size=60),
+    st.lists(
+        st.tuples(IDS, st.sampled_from([1, 5, 70000, 1 << 40]), st.integers(0, 3)), max_size=60
+    ),
     st.lists(st.one_of(IDS, st.just(-1)), max_size=20),
 )
 @settings(max_examples=200, deadline=None)
