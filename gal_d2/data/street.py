@@ -251,7 +251,7 @@ def split_photographs(present: Sequence[set[str]], config: StreetConfig) -> np.n
     Photographs with a category of ``config.rare`` train as long as each of its rare categories
     has a place, the others of them validate. What is left goes, from the rarest category to the
     most frequent one, to the split that lacks more of the category (Sechidis et al. 2011, for two
-    parts). A category in two or more photographs is in both splits.
+    parts). A category in two or more photographs is wanted in both splits.
 
     Args:
         present: names of the categories in each.
