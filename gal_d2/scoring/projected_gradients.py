@@ -151,20 +151,31 @@ class ProjectedGradients:
         """
         loss = self._losses[head]
         device = next(iter(features.values())).device
-        classes = classes.to(device)
-        index = torch.arange(len(rois), device=device) if index is None else index.to(device)
-        if len(index) == 0:
+        classes = classes.to(device, non_blocking=True)
+        if len(classes) == 0:
             size = self.layouts[head].size
             return HeadGradients(
                 torch.zeros(0, size, device=device), torch.zeros(0, device=device), None
             )
+        if index is not None:
+            index = index.to(device, non_blocking=True)
+        elif len(classes) > self.chunk:
+            index = torch.arange(len(rois), device=device)
         with frozen_statistics(list(loss.modules().values())):
             with torch.no_grad():
                 pooled = loss.pool(features, rois)
             parts = [
-                self._run(loss, pooled, rois, classes[rows], index[rows])
-                for rows in torch.arange(len(index), device=device).split(self.chunk)
+                self._run(
+                    loss,
+                    pooled,
+                    rois,
+                    classes[start : start + self.chunk],
+                    None if index is None else index[start : start + self.chunk],
+                )
+                for start in range(0, len(classes), self.chunk)
             ]
+        if len(parts) == 1:
+            return HeadGradients(*parts[0])
         gradient, losses, probabilities = zip(*parts, strict=True)
         return HeadGradients(
             torch.cat(gradient),
@@ -173,20 +184,36 @@ class ProjectedGradients:
         )
 
     def _run(
-        self, loss: HeadLoss, pooled: Tensor, rois: RoiBatch, classes: Tensor, index: Tensor
+        self,
+        loss: HeadLoss,
+        pooled: Tensor,
+        rois: RoiBatch,
+        classes: Tensor,
+        index: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         projections, layout = self._projections[loss.name], self.layouts[loss.name]
         selected = loss.class_channels()
         channels = {} if selected is None else {selected: classes}
+        rows = pooled if index is None else pooled.index_select(0, index)
         with torch.enable_grad(), LayerCapture(self._layers[loss.name], channels) as capture:
-            losses, probabilities = loss.losses(pooled[index], classes, rois, index)
+            losses, probabilities = loss.losses(rows, classes, rois, index)
             # Rows do not see each other: the gradient of the sum holds each row's own.
             total = losses.sum() * _LOSS_SCALE
-        gradient = torch.zeros(len(index), layout.size, device=pooled.device)
+        parts: dict[str, Tensor] = {}
         for call, output_gradient in capture.gradients(total):
-            gradient[:, layout.slices[call.layer]] += projections[call.layer](call, output_gradient)
-        gradient /= _LOSS_SCALE
-        return gradient, losses.detach(), probabilities
+            part = projections[call.layer](call, output_gradient)
+            earlier = parts.get(call.layer)  # a layer may be used more than once
+            parts[call.layer] = part if earlier is None else earlier + part
+        gradient = torch.cat(
+            [
+                parts[name]
+                if name in parts
+                else pooled.new_zeros(len(rows), size.stop - size.start)
+                for name, size in layout.slices.items()
+            ],
+            dim=1,
+        )
+        return gradient / _LOSS_SCALE, losses.detach(), probabilities
 
 
 def sum_by_instance(rows: Tensor, instance: Tensor, num_instances: int) -> Tensor:
@@ -198,12 +225,6 @@ def sum_by_instance(rows: Tensor, instance: Tensor, num_instances: int) -> Tenso
         num_instances: N.
 
     Returns:
-        (N, ...); NaN for an instance without an ROI, which is missing and not zero.
+        (N, ...); 0 for an instance without an ROI.
     """
-    if len(instance) == num_instances and torch.equal(
-        instance, torch.arange(num_instances, device=instance.device)
-    ):
-        return rows.clone()
-    total = rows.new_zeros(num_instances, *rows.shape[1:]).index_add_(0, instance, rows)
-    total[torch.bincount(instance, minlength=num_instances) == 0] = torch.nan
-    return total
+    return rows.new_zeros(num_instances, *rows.shape[1:]).index_add_(0, instance, rows)

@@ -15,10 +15,10 @@ STEPS = 12
 
 
 def _targets(rng: np.random.Generator, make_targets, image: int):
-    """Two images with up to 7 objects each; one box in ten has no height, the last step is empty."""
+    """Two images with up to 7 objects each; one box in ten has no height."""
     rows = []
     for place in range(2):
-        for number in range(int(rng.integers(0, 8))):
+        for _ in range(int(rng.integers(0, 8))):
             x0, y0 = rng.uniform(0, image / 2, 2)
             width, height = rng.uniform(5, image / 2, 2)
             box = [x0, y0, x0 + width, y0 + height * (rng.random() > 0.1)]

@@ -277,8 +277,8 @@ def test_at_most_so_many_real_instances_of_a_class_spread_over_the_batch(tiny):
     features = tiny.features()
     many = [(i // 4, [2 * i, 2, 2 * i + 20, 30], 1, 0, -1) for i in range(8)]
     scorer = ContributionScorer(tiny.roi_heads(), max_real_per_class=3, **OPTIONS)
-    chosen = scorer._choose_real(scorer._table(tiny.targets(many)))
-    assert chosen.tolist() == [0, 2, 5]
+    plan = scorer.plan(tiny.targets(many), learn=True)
+    assert plan.target[plan.table.learnt].tolist() == [0, 2, 5]
     scorer.step(features, tiny.targets(many))
     assert scorer.cache.count("box").tolist() == [0, 3, 0, 0, 0]
     assert scorer.reference[SCORE_KEY].count(torch.tensor([1])) == 0  # nothing to compare with yet
