@@ -18,8 +18,8 @@ autograd (``TorchDispatchMode``),
   operators whose result has a size that the device must tell: ``nonzero``, boolean masks as index,
   ``unique``, ``bincount``, ``equal``.
 
-Both are counted for the line of ``gal_d2`` that asked. Counts do not depend on the sizes of images;
-a third of the classes have few values in their windows, as rare classes have.
+Both are counted for the line of ``gal_d2`` that asked. A third of the classes have few values in
+their windows, as rare classes have.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ class Setting:
 
 SETTINGS = (
     Setting("miniature", "miniature_gal.yaml", 128, 6, 4),
-    Setting("LVIS, R50-FPN", "lvis_gal.yaml", 160, 8, 10),
+    Setting("LVIS, R50-FPN", "lvis_gal.yaml", 800, 8, 10),
 )
 
 
@@ -270,8 +270,9 @@ def count_step(setting: Setting, steps: int = 2) -> DeviceCounter:
                 for image, target in enumerate(instances)
             ]
             features = {
-                name: OnDevice(torch.randn(BATCH, channels, setting.size // s, setting.size // s))
+                name: OnDevice(torch.randn(channels, 1, 1).expand(*shape).contiguous())
                 for name, s in strides.items()
+                for shape in [(BATCH, channels, setting.size // s, setting.size // s)]
             }
             targets = [_to_device(target) for target in instances]
             with counter:

@@ -134,8 +134,9 @@ def choose_for_audition(
     """
     rows, number = candidates.shape
     flat = candidates.reshape(-1)
-    value = posterior.value(flat).reshape(rows, number)
-    uncertain = (posterior.get(flat).std * posterior.weights).sum(-1).reshape(rows, number)
+    belief = posterior.get(flat)
+    value = posterior.value_of(belief).reshape(rows, number)
+    uncertain = (belief.std * posterior.weights).sum(-1).reshape(rows, number)
     tie = rng.random((rows, number)) * 1e-9
     better = np.argsort(-value + tie, axis=1)[:, : (number + 1) // 2]
     row = np.arange(rows)[:, None]

@@ -151,8 +151,12 @@ class Judge(ABC):
         self.ledger.append(self.step, contribution, decision, self.image_ids)
         self.verdict = Verdict(contribution, decision, seconds)
 
+    @abstractmethod
     def finish_step(self) -> None:
-        """Enter what became known since the forward pass; called while the device goes backward."""
+        """Enter what became known since the forward pass; called while the device goes backward.
+
+        A collective call.
+        """
 
     def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
         """(N,) bool: which instances are thought to help, and of which that can be said.
@@ -330,10 +334,9 @@ class InstanceJudge(Judge):
 
     def _value(self, contribution: Contribution) -> Tensor:
         """(N,) float32 on the CPU; NaN for one that has no score yet or is not from the pool."""
-        pool_ids = contribution.pool_id.numpy()
-        value = torch.from_numpy(self.posterior.value(pool_ids)).float()
-        unknown = torch.from_numpy(self.posterior.get(pool_ids).count == 0)
-        return value.masked_fill(unknown, torch.nan)
+        belief = self.posterior.get(contribution.pool_id)
+        value = torch.from_numpy(self.posterior.value_of(belief)).float()
+        return value.masked_fill(torch.from_numpy(belief.count == 0), torch.nan)
 
     def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
         """Where everything drawn trains, those that are better than their class's candidates."""

@@ -203,7 +203,8 @@ class Posterior:
 
         Args:
             contribution: of N instances, on the CPU; rows that are not from the pool are left out,
-                and so are values that are not finite. A visible area that is not finite is taken to be large.
+                and so are values that are not finite. A visible area that is not finite is taken to
+                be large.
             step: training iteration, from 0; never less than in an earlier call.
             source: ``TRAINING`` or ``AUDITION``.
             leave_out: (N,) bool, rows not to remember.
@@ -366,7 +367,11 @@ class Posterior:
 
     def value(self, pool_ids: np.ndarray | Tensor) -> np.ndarray:
         """(N,) expected quality of each cut-out over all signals; 0 at most if never scored."""
-        return value_of(self.get(pool_ids).mean, self.weights, self.ceilings)
+        return self.value_of(self.get(pool_ids))
+
+    def value_of(self, belief: Belief) -> np.ndarray:
+        """(N,) expected quality over all signals."""
+        return value_of(belief.mean, self.weights, self.ceilings)
 
     def auditions(self, pool_ids: np.ndarray) -> np.ndarray:
         """(N,) int64: how often each cut-out was auditioned."""
