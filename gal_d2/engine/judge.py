@@ -69,6 +69,7 @@ def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> Co
     return ContributionScorer(
         roi_heads,
         heads=node.HEADS,
+        gradient_heads=gradient_heads(cfg),
         score_weights=dict(zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)),
         loss_weights=dict(zip(node.HEADS, node.LOSS_WEIGHTS, strict=True)),
         projection=node.PROJECTION,
@@ -81,6 +82,23 @@ def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> Co
         max_real_per_class=node.MAX_REAL_PER_CLASS,
         max_counterfactuals=node.MAX_COUNTERFACTUALS,
     )
+
+
+def gradient_heads(cfg: CfgNode) -> list[str]:
+    """The heads of ``GAL.SCORER.HEADS`` whose gradients are taken.
+
+    Raises:
+        UserError: ``GAL.SCORER.GRADIENTS`` is neither "needed" nor "all".
+    """
+    node, signals = cfg.GAL.SCORER, cfg.GAL.POSTERIOR.SIGNALS
+    if node.GRADIENTS not in ("needed", "all"):
+        raise UserError(f"GAL.SCORER.GRADIENTS is '{node.GRADIENTS}': choose needed or all.")
+    needed = [
+        head
+        for head, weight in zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)
+        if node.GRADIENTS == "all" or weight or "phi" in signals or f"{head}_score" in signals
+    ]
+    return needed or node.HEADS[:1]  # a class without a direction would stay young for ever
 
 
 @dataclass

@@ -47,12 +47,12 @@ class HeadGradients:
     """Of R rows, for one head.
 
     Attributes:
-        gradient: (R, D) float32, of each row's own loss.
+        gradient: (R, D) float32, of each row's own loss; None where only that was asked for.
         loss: (R,) float32, nats.
         probabilities: (R, num_classes) float32, or None if the head does not classify.
     """
 
-    gradient: Tensor
+    gradient: Tensor | None
     loss: Tensor
     probabilities: Tensor | None
 
@@ -139,6 +139,8 @@ class ProjectedGradients:
         rois: RoiBatch,
         classes: Tensor,
         index: Tensor | None = None,
+        *,
+        backward: bool = True,
     ) -> HeadGradients:
         """Gradients of R rows. A row is a region under a class; a region may have several rows.
 
@@ -148,15 +150,15 @@ class ProjectedGradients:
             rois: M regions.
             classes: (R,) int64 in [0, num_classes), what each row claims to be.
             index: (R,) int64, the region of each row; None: row r is region r.
+            backward: take gradients; without, the losses alone cost half or less.
         """
         loss = self._losses[head]
         device = next(iter(features.values())).device
         classes = classes.to(device, non_blocking=True)
         if len(classes) == 0:
             size = self.layouts[head].size
-            return HeadGradients(
-                torch.zeros(0, size, device=device), torch.zeros(0, device=device), None
-            )
+            nothing = torch.zeros(0, size, device=device)
+            return HeadGradients(nothing if backward else None, nothing[:, 0], None)
         if index is not None:
             index = index.to(device, non_blocking=True)
         elif len(classes) > self.chunk:
@@ -171,6 +173,7 @@ class ProjectedGradients:
                     rois,
                     classes[start : start + self.chunk],
                     None if index is None else index[start : start + self.chunk],
+                    backward,
                 )
                 for start in range(0, len(classes), self.chunk)
             ]
@@ -178,7 +181,7 @@ class ProjectedGradients:
             return HeadGradients(*parts[0])
         gradient, losses, probabilities = zip(*parts, strict=True)
         return HeadGradients(
-            torch.cat(gradient),
+            torch.cat(gradient) if backward else None,
             torch.cat(losses),
             None if probabilities[0] is None else torch.cat(probabilities),
         )
@@ -190,15 +193,19 @@ class ProjectedGradients:
         rois: RoiBatch,
         classes: Tensor,
         index: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        backward: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         projections, layout = self._projections[loss.name], self.layouts[loss.name]
         selected = loss.class_channels()
         channels = {} if selected is None else {selected: classes}
         rows = pooled if index is None else pooled.index_select(0, index)
-        with torch.enable_grad(), LayerCapture(self._layers[loss.name], channels) as capture:
+        capture = LayerCapture(self._layers[loss.name], channels)
+        with torch.set_grad_enabled(backward), capture:
             losses, probabilities = loss.losses(rows, classes, rois, index)
             # Rows do not see each other: the gradient of the sum holds each row's own.
-            total = losses.sum() * _LOSS_SCALE
+            total = losses.sum() * _LOSS_SCALE if backward else None
+        if total is None:
+            return None, losses, probabilities
         parts: dict[str, Tensor] = {}
         for call, output_gradient in capture.gradients(total):
             part = projections[call.layer](call, output_gradient)

@@ -141,9 +141,11 @@ class _Rows:
     Attributes:
         values: (H, 5, N): the loss (a sum over ROIs), the norm of the gradient, its product with
             the direction, the direction's norm, and its product with the sum of real gradients.
+            Of a head without gradients, five times the loss.
         extra_norm: (heads with a contrast, K), of relabelled instances.
         probabilities: (P, C) of the pasted instances, sums over ROIs; without a classifier (0, C).
-        learnt: by head, (R + K, D) gradients of those that are learnt from and of relabelled ones.
+        learnt: by head with gradients, (R + K, D) of those that are learnt from, then of relabelled
+            ones.
     """
 
     values: Tensor
@@ -199,6 +201,8 @@ class ContributionScorer:
     Args:
         roi_heads: ``StandardROIHeads`` or a subclass such as ``CascadeROIHeads``.
         heads: what to score on, of ``"box"``, ``"mask"``.
+        gradient_heads: those of them whose gradients are taken; None: all. Another has a loss, but
+            no cosine and no part in phi.
         score_weights: w, weight of each head's cosine; a head that is not named has 0. None: 1 for
             the box head, or for the only head.
         loss_weights: v, weight of each head's excess loss. None: 0.1 for the box head, 0.2 for the
@@ -226,6 +230,7 @@ class ContributionScorer:
         roi_heads: nn.Module,
         *,
         heads: Sequence[str] = ("box", "mask"),
+        gradient_heads: Sequence[str] | None = None,
         score_weights: Mapping[str, float] | None = None,
         loss_weights: Mapping[str, float] | None = None,
         projection: int | None = 16,
@@ -245,6 +250,8 @@ class ContributionScorer:
     ) -> None:
         self.gradients = ProjectedGradients(roi_heads, heads, k=projection, seed=seed, bias=bias)
         self.num_classes = roi_heads.num_classes
+        wanted = self.heads if gradient_heads is None else gradient_heads
+        self.gradient_heads = tuple(head for head in self.heads if head in wanted)
         self.score_weights = self._weights("SCORE_WEIGHTS", score_weights, {"box": 1.0})
         if score_weights is None and len(self.heads) == 1:
             self.score_weights = {self.heads[0]: 1.0}
@@ -255,10 +262,14 @@ class ContributionScorer:
             )
         self.max_real_per_class, self.max_counterfactuals = max_real_per_class, max_counterfactuals
         if contrast_heads is None:
-            contrast_heads = ("box",) if "box" in self.heads else ()
-        unknown = [head for head in contrast_heads if head not in self.heads]
-        if unknown:
-            raise ValueError(f"contrast_heads has {unknown}, heads are {self.heads}")
+            contrast_heads = ("box",) if "box" in self.gradient_heads else ()
+        for name, named in (
+            ("contrast_heads", contrast_heads),
+            ("score_weights", self.score_weights),
+        ):
+            unknown = [head for head in named if head not in self.gradient_heads]
+            if unknown:
+                raise ValueError(f"{name} has {unknown}, gradient_heads are {self.gradient_heads}")
         if class_groups is None:
             class_groups = torch.zeros(self.num_classes, dtype=torch.int64)
         layouts = self.gradients.layouts
@@ -266,6 +277,7 @@ class ContributionScorer:
             {
                 head: [part.stop - part.start for part in layout.slices.values()]
                 for head, layout in layouts.items()
+                if head in self.gradient_heads
             },
             self.num_classes,
             class_groups=class_groups,
@@ -570,28 +582,33 @@ class ContributionScorer:
             ],
             device,
         )
-        weights = [self.cache.direction_weights(head, classes) for head in self.heads]
+        weights = [self.cache.direction_weights(head, classes) for head in self.gradient_heads]
         weights = iter(send_together([t for w in weights for t in w.tensors()], device))
         rois = RoiBatch(plan.boxes, self._masks(plan, targets, local, device))
         values, extra_norm, learnt = [], [], []
         probabilities = torch.zeros(0, self.num_classes, device=device)
         for head in self.heads:
-            contrast = head in self._contrast_heads
+            contrast, backward = head in self._contrast_heads, head in self.gradient_heads
             result = self.gradients(
                 head,
                 features,
                 rois,
                 torch.cat([roi_class, as_class]) if contrast and extra else roi_class,
                 region if contrast and extra else None,
+                backward=backward,
             )
             gradient, loss, share = result.gradient, result.loss[:own], result.probabilities
             if not one_roi_each:
-                summed = sum_by_instance(gradient[:own], owner, n)
-                gradient = torch.cat([summed, gradient[own:]])
                 loss = sum_by_instance(loss, owner, n)
                 share = None if share is None else sum_by_instance(share[:own], owner, n)
+                if backward:
+                    summed = sum_by_instance(gradient[:own], owner, n)
+                    gradient = torch.cat([summed, gradient[own:]])
             if share is not None:
                 probabilities = share.index_select(0, pasted)
+            if not backward:
+                values += [loss] * 5
+                continue
             norm = torch.linalg.vector_norm(gradient, dim=1)
             direction = DirectionWeights(next(weights), next(weights), next(weights))
             products = self.cache.products(head, class_there, direction, gradient[:n])
@@ -662,6 +679,9 @@ class ContributionScorer:
         for head, (loss, norm, along, direction_norm, raw) in zip(self.heads, values, strict=True):
             missing = (table.num_rois == 0) | ~loss.isfinite() | ~norm.isfinite()
             head_loss[head] = (loss / table.num_rois).masked_fill(missing, torch.nan)
+            if head not in self.gradient_heads:
+                head_score[head] = torch.full_like(loss, torch.nan)
+                continue
             raw_factor = self.cache.raw_factor(head, classes).masked_fill(missing, torch.nan)
             phi += raw * raw_factor
             cosine = along / (direction_norm * norm).clamp(min=_LEAST_NORM)
@@ -701,7 +721,8 @@ class ContributionScorer:
         """Let directions, windows and confusions follow what all processes found."""
         blocks = [self._by_head(part, rows) for part, rows in zip(parts, large, strict=True)]
         cache_rows = {}
-        for h, head in enumerate(self.heads):
+        for number, head in enumerate(self.gradient_heads):
+            h = self.heads.index(head)
             classes, slots, norms = [], [], []
             for part in parts:
                 learnt = part.table.learnt
@@ -712,33 +733,37 @@ class ContributionScorer:
                     classes.append(part.as_class)
                     slots.append(part.slot)
                     norms.append(part.extra_norm[self._contrast_heads.index(head)])
-            gradients = [block[h] for block in blocks]
+            gradients = [block[number] for block in blocks]
             cache_rows[head] = CacheRows(
                 gradients[0] if len(gradients) == 1 else torch.cat(gradients),
                 *(torch.cat(columns) for columns in (classes, slots, norms)),
             )
-        self.cache.update(cache_rows, self._candidates(table, parts))
+        self.cache.update(cache_rows, self._candidates(parts))
         of_real = contribution[table.learnt]
         self.reference[SCORE_KEY].add_gathered(of_real.gt_class, of_real.score)
         for head, loss in of_real.head_loss.items():
             self.reference[loss_key(head)].add_gathered(of_real.gt_class, loss)
 
     @staticmethod
-    def _candidates(table: _Table, parts: list[_Part]) -> tuple[Tensor, Tensor] | None:
-        """(P,) classes and (P, C) class probabilities of the pasted instances that have ROIs."""
-        probabilities = torch.cat([part.probabilities for part in parts])
-        if len(probabilities) == 0:
-            return None
-        of = table[table.pasted]
-        return of.gt_class, probabilities / of.num_rois[:, None]
+    def _candidates(parts: list[_Part]) -> tuple[Tensor, Tensor] | None:
+        """(P,) classes and (P, C) class probabilities of the pasted instances."""
+        classes, probabilities = [], []
+        for part in parts:
+            if len(part.probabilities):
+                pasted = part.table[part.table.pasted]
+                classes.append(pasted.gt_class)
+                probabilities.append(part.probabilities / pasted.num_rois[:, None])
+        return (torch.cat(classes), torch.cat(probabilities)) if classes else None
 
     def _by_head(self, part: _Part, rows: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-        """(R, D) gradients by head, of one process."""
+        """(R, D) gradients by head that has some, of one process."""
         if not isinstance(rows, Tensor):
             return rows
-        sizes = [layout.size for layout in self.gradients.layouts.values()]
+        sizes = [self.gradients.layouts[head].size for head in self.gradient_heads]
         real = int(part.table.learnt.sum())
-        counts = [real + len(part.slot) * (head in self._contrast_heads) for head in self.heads]
+        counts = [
+            real + len(part.slot) * (head in self._contrast_heads) for head in self.gradient_heads
+        ]
         split = rows.split([c * size for c, size in zip(counts, sizes, strict=True)])
         return [block.view(-1, size) for block, size in zip(split, sizes, strict=True)]
 

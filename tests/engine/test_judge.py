@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
 from gal_d2.data.probe import probe_samples
-from gal_d2.engine.judge import InstanceJudge, Verdict, decision_metrics
+from gal_d2.engine.judge import InstanceJudge, Verdict, decision_metrics, gradient_heads
 from gal_d2.engine.setup import load_config
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
@@ -102,12 +102,34 @@ def test_one_weight_for_each_head(lvis_root, repository, monkeypatch, tmp_path):
         (("GAL.SCORER.ROIS", "boxes"), "GAL.SCORER.ROIS is 'boxes': choose gt or proposals"),
         (("GAL.SCORER.TARGET", "val"), "GAL.SCORER.TARGET is 'val': choose train or probe"),
         (("GAL.SCORER.MAX_PROPOSALS", "0"), "MAX_PROPOSALS is 0: set it to 1 or more"),
+        (("GAL.SCORER.GRADIENTS", "some"), "GAL.SCORER.GRADIENTS is 'some': choose needed or all"),
     ],
 )
 def test_options_that_make_no_sense(lvis_root, repository, monkeypatch, tmp_path, options, message):
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
     with pytest.raises(UserError, match=message):
         InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["box"]),
+        (("GAL.SCORER.GRADIENTS", "all"), ["box", "mask"]),
+        (("GAL.SCORER.SCORE_WEIGHTS", "[0.5, 0.5]"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['mask_score', 'box_loss']"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['phi']"), ["box", "mask"]),
+        (
+            ("GAL.SCORER.SCORE_WEIGHTS", "[0, 0]", "GAL.POSTERIOR.SIGNALS", "['mask_loss']"),
+            ["box"],
+        ),
+    ],
+)
+def test_gradients_are_taken_of_the_heads_that_something_uses(
+    lvis_root, repository, monkeypatch, tmp_path, options, expected
+):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    assert gradient_heads(cfg) == expected
 
 
 def judged_model(cfg) -> tuple[torch.nn.Module, InstanceJudge, list[dict]]:
