@@ -249,6 +249,7 @@ class InstanceJudge(Judge):
         self._armed = False
         self._plan: Plan | None = None
         self._begun: Begun | None = None
+        self._generator: torch.Generator | None = None
         self._seconds = 0.0
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:

@@ -117,6 +117,11 @@ class ProjectedGradients:
     def heads(self) -> tuple[str, ...]:
         return tuple(self._losses)
 
+    def full_precision(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The feature maps that the heads pool from, for all heads at once, as float32."""
+        names = {name for loss in self._losses.values() for name in loss.feature_names()}
+        return {name: features[name].detach().float() for name in sorted(names)}
+
     def signature(self) -> dict:
         """What two runs must share for their vectors to be comparable; plain numbers and text."""
         return {

@@ -122,6 +122,10 @@ class HeadLoss(ABC):
         return None
 
     @abstractmethod
+    def feature_names(self) -> Sequence[str]:
+        """The feature maps that it pools from."""
+
+    @abstractmethod
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
         """(M, C, H, W) features of the regions."""
 
@@ -211,9 +215,11 @@ class MaskLoss(HeadLoss):
             return f"mask_head.{name}"
         return None
 
+    def feature_names(self) -> Sequence[str]:
+        return self.roi_heads.mask_in_features
+
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
-        heads = self.roi_heads
-        return _pool(heads.mask_pooler, heads.mask_in_features, features, rois)
+        return _pool(self.roi_heads.mask_pooler, self.feature_names(), features, rois)
 
     def losses(self, pooled, classes, rois, index):
         # One channel: the head is class-agnostic, or only that of the class was computed.
@@ -260,9 +266,11 @@ class BoxLoss(HeadLoss):
     def layers(self) -> dict[str, nn.Module]:
         return _layers_below(self.modules(), skip=self._REGRESSION)
 
+    def feature_names(self) -> Sequence[str]:
+        return self.roi_heads.box_in_features
+
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
-        heads = self.roi_heads
-        return _pool(heads.box_pooler, heads.box_in_features, features, rois)
+        return _pool(self.roi_heads.box_pooler, self.feature_names(), features, rois)
 
     def losses(self, pooled, classes, rois, index):
         losses, probabilities = [], []

@@ -565,6 +565,7 @@ class ContributionScorer:
         device = next(iter(features.values())).device
         if self.cache.device != device:  # detectron2 moves a model after it has built it
             self.cache.to(device)
+        features = self.gradients.full_precision(features)
         table, n, own, extra = plan.table, len(plan.table), len(plan.owner), len(plan.as_class)
         one_roi_each = torch.equal(plan.owner, torch.arange(n))
         classes = table.gt_class.clamp(0, self.num_classes - 1)

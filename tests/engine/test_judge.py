@@ -205,6 +205,7 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
         assert judge.verdict is None and judge.scorer.cache.count("box").sum() == 0
         judge.start_step(0, batch)
         model(batch)
+        assert judge.verdict is None  # nobody waits for it in the forward pass
         judge.finish_step()
         learnt, verdict = judge.scorer.cache.count("box").clone(), judge.verdict
         assert learnt.sum() > 0
