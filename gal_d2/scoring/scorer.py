@@ -393,11 +393,12 @@ class ContributionScorer:
         proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
         which: str = "pasted",
     ) -> Plan:
-        """Say what is to be done with a batch; arguments as for :meth:`score`.
+        """Say what is to be done with a batch.
 
         Args:
-            targets: on the CPU; on a device, the host waits for it.
+            targets: as for :meth:`step`, on the CPU; for those on a device the host waits.
             learn: whether its real instances are learnt from.
+            proposals, which: as for :meth:`score`; ``"none"`` scores nothing.
         """
         table, boxes = self._table(targets)
         wanted = {
