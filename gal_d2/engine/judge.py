@@ -253,7 +253,6 @@ class InstanceJudge(Judge):
         self._seconds = 0.0
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
-        self.finish_step()  # where a trainer of the user's own does not call it
         start = time.perf_counter()
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
@@ -419,6 +418,7 @@ class JudgeHook(HookBase):
         self._step_start = time.perf_counter()
 
     def after_step(self) -> None:
+        self.judge.finish_step()  # where a trainer of the user's own has not
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         if comm.is_main_process():
