@@ -2,6 +2,7 @@
 # make rank   best and worst cut-outs of a category, by the demo's model (or WEIGHTS, CATEGORY)
 # make test   set up, run the tests
 # make slow   the tests that take long: thorough fuzzing, runs on Ray
+# make gpu    what a GPU makes of a training step: tests, ratios, memory; under 8 minutes
 # make lint   ruff
 # All do all their set-up themselves and are quick when nothing has changed.
 
@@ -23,7 +24,7 @@ TEST := $(if $(DETECTRON2),PYTHONPATH="$(abspath $(DETECTRON2))") $(BIN)/python 
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
 
-.PHONY: setup miniature demo rank pictures test slow lint clean
+.PHONY: setup miniature demo rank pictures test slow gpu lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
@@ -62,6 +63,9 @@ test: $(VENV)/.complete
 
 slow: $(VENV)/.complete
 	$(TEST) -m slow
+
+gpu: $(VENV)/.complete
+	benchmarks/gpu.sh
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

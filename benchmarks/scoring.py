@@ -10,7 +10,9 @@
     benchmarks/scoring.py all --document docs/scoring.md --output docs/images/scoring_cost.png
                                     ... and puts the tables into that document
     benchmarks/scoring.py step --device cuda --image 800 --batch 4 --dtype float16
-                                    the step as users train; --document as well
+                                    the step as users train; --document as well. --profile adds what
+                                    the GPU is busy with; under torchrun, in several processes; and
+                                    further arguments are config options (MODEL.TIMM.NAME ...)
 
 Random weights and images: the cost does not depend on what is seen, except that a random RPN finds
 few objects, so that the step compared with is cheaper, and the ratio higher, than later in
@@ -27,6 +29,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -39,8 +42,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import gal_d2.modeling  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 from detectron2.config import CfgNode
@@ -48,6 +53,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from documents import check_document, markdown_table, replace_tables
 
@@ -57,6 +63,7 @@ from gal_d2.engine.batch_judge import BatchJudge
 from gal_d2.engine.judge import InstanceJudge
 from gal_d2.engine.launch import run_tool
 from gal_d2.engine.setup import load_config
+from gal_d2.scoring.gathering import is_distributed
 from gal_d2.scoring.gradient_cache import REAL, CacheRows
 from gal_d2.scoring.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
@@ -94,7 +101,8 @@ class Sizes:
     instances: Sequence[int] = (8, 32, 128)
     growth_pasted: Sequence[int] = (5, 10, 20, 40, 80)  # of a batch
     growth_classes: Sequence[int] = (10, 30, 100, 300, 1203)
-    model: Sequence[str] = field(default=())
+    model: Sequence[str] = field(default=())  # config options
+    profile: bool = False  # say what the last step was busy with
 
 
 FULL = Sizes()
@@ -257,11 +265,12 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
 
     Returns:
         By variant, (rounds,): ``without`` scoring, ``with`` it, with the ``published`` recipe; and
-        of what these two add, ``scoring`` and ``deciding``. And how many rows of relabelled real
-        instances the last scoring had.
+        CPU seconds of what these two add, ``scoring`` and ``deciding``. And how many rows of
+        relabelled real instances the last scoring had.
     """
-    rng = np.random.default_rng(0)
-    measure = cpu_seconds if sizes.device == "cpu" else seconds_until_done
+    rng = np.random.default_rng(comm.get_rank())
+    on_gpu = sizes.device != "cpu"
+    measure = seconds_until_done if on_gpu else cpu_seconds
     with tempfile.TemporaryDirectory() as folder, EventStorage():
         categories = [
             {"id": c + 1, "name": f"class {c}", "frequency": "rcf"[c % 3], "image_count": 100}
@@ -284,39 +293,78 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
         half = None if sizes.dtype == torch.float32 else sizes.dtype
         batch_judge = BatchJudge(cfg, model, seed=0, autocast_dtype=half)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+        if is_distributed():
+            device_ids = [torch.cuda.current_device()] if on_gpu else None
+            model = DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        memory = dict.fromkeys(VARIANTS, 0.0)
         judging: dict[str, list[float]] = {"scoring": [], "deciding": []}
 
+        def timed(part: str, function: Callable, *inputs):
+            # On a GPU to wait for what is measured would take away what scoring gains by not
+            # waiting: there only whole steps tell.
+            start = time.process_time()
+            result = function(*inputs)
+            judging[part][-1] += time.process_time() - start
+            return result
+
         def timed_judge(*inputs):
-            rejected = []
-            seconds = measure(lambda: rejected.extend(judge(*inputs)))
-            judging["scoring"].append(seconds)
-            return rejected
+            return timed("scoring", judge, *inputs)
 
         def step(batch: list[dict], number: int, variant: str) -> None:
-            heads.judge = timed_judge if variant == "with" else None
+            heads.judge = None
+            if variant == "with":
+                judging["scoring"].append(0.0)
+                timed("scoring", judge.start_step, number, batch)
+                heads.judge = timed_judge
             if variant == "published":
-                judging["deciding"].append(measure(lambda: batch_judge.start_step(number, batch)))
+                judging["deciding"].append(0.0)
+                timed("deciding", batch_judge.start_step, number, batch)
             torch.manual_seed(number)  # the same proposals are sampled in all variants
             with torch.autocast(sizes.device, sizes.dtype, sizes.dtype != torch.float32):
                 losses = model(batch)
             optimizer.zero_grad()
             sum(losses.values()).backward()
+            if variant == "with":
+                timed("scoring", judge.finish_step)
             optimizer.step()
 
         seconds = {name: [] for name in VARIANTS}
         for number in range(sizes.rounds + 1):
             batch = make_batch(rng, sizes)
-            judge.start_step(number, batch)
             first = number % len(VARIANTS)
             for name in VARIANTS[first:] + VARIANTS[:first]:
+                if on_gpu:
+                    torch.cuda.reset_peak_memory_stats()
                 seconds[name].append(measure(lambda b=batch, n=number, v=name: step(b, n, v)))
+                if on_gpu:
+                    memory[name] = torch.cuda.max_memory_allocated() / 1e6
         known = judge.verdict.contribution.score.isfinite()
         if not known.all() or not np.isfinite(batch_judge.decision.cosine):
             raise RuntimeError(f"{(~known).sum()} instances have no score: nothing was measured.")
+        if sizes.profile:
+            print_profile(lambda: step(batch, sizes.rounds + 1, "with"), sizes.device)
+        if on_gpu:
+            megabytes = ", ".join(f"{name} {memory[name]:.0f}" for name in VARIANTS)
+            print(f"Peak GPU memory of a step, MB: {megabytes}.\n")
         real = torch.cat([t["instances"].gt_classes[:NUM_REAL] for t in batch])
         relabelled = judge.scorer.cache.counterfactuals(real, judge.scorer.max_counterfactuals)
     columns = {**seconds, **judging}
     return {name: np.array(x[1:]) for name, x in columns.items()}, len(relabelled[0])
+
+
+def print_profile(function: Callable[[], None], device: str) -> None:
+    """The ten operators that take longest, of a step with scoring."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device != "cpu":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+    by = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    busiest = sorted(profile.key_averages(), key=lambda e: getattr(e, by), reverse=True)[:10]
+    print_table(
+        ["operator", "calls", f"{by.replace('_', ' ')}, ms"],
+        [[event.key[:60], event.count, f"{getattr(event, by) / 1e3:.1f}"] for event in busiest],
+    )
 
 
 def make_batch(rng: np.random.Generator, sizes: Sizes) -> list[dict]:
@@ -350,6 +398,7 @@ def report_step(sizes: Sizes) -> bool:
         f"Median of {sizes.rounds} rounds.\n"
     )
     rows = [["accepts all, no scoring", "1", ""]]
+    figures, on_cpu = {}, sizes.device == "cpu"
     for name, part, title in (
         ("with", "scoring", "scores each instance"),
         ("published", "deciding", "published recipe (`UNIT: batch`)"),
@@ -357,9 +406,11 @@ def report_step(sizes: Sizes) -> bool:
         ratios = seconds[name] / seconds["without"]
         paired = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
         # Less noisy than the ratio of two steps where what is added is small against their noise.
-        rows.append([title, f"{1 + np.median(seconds[part]) / without:.2f}", paired])
-    print_table(["step", "1 + what it adds, ratio", "ratio of whole steps, by round"], rows)
-    return bool(1 + np.median(seconds["scoring"]) / without <= MAX_STEP_RATIO)
+        figures[name] = 1 + np.median(seconds[part]) / without if on_cpu else np.median(ratios)
+        rows.append([title, f"{figures[name]:.2f}", paired])
+    figure = "1 + what it adds, ratio" if on_cpu else "ratio"
+    print_table(["step", figure, "ratio of whole steps, by round"], rows)
+    return bool(figures["with"] <= MAX_STEP_RATIO)
 
 
 # -- heads
@@ -572,7 +623,8 @@ def machine(sizes: Sizes) -> str:
     """What the figures were measured on."""
     software = f"torch {torch.__version__.split('+')[0]}, {str(sizes.dtype).partition('.')[2]}"
     if sizes.device == "cuda":
-        return f"one GPU ({torch.cuda.get_device_name()}), {software}"
+        count = comm.get_world_size()
+        return f"{count} GPU{'s' * (count > 1)} ({torch.cuda.get_device_name()}), {software}"
     name = platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -598,6 +650,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
                 "--document", type=Path, help="Markdown file to put the tables into"
             )
         if name == "step":
+            section.add_argument("options", nargs="*", help="config options: KEY VALUE ...")
+            section.add_argument("--profile", action="store_true", help="what takes longest")
+            section.add_argument("--rounds", type=int, help="steps of each kind")
             section.add_argument("--device", choices=("cpu", "cuda"), default=FULL.device)
             section.add_argument("--image", type=int, help="side of the images, pixels")
             section.add_argument("--batch", type=int, help="images of a step")
@@ -620,6 +675,9 @@ def main(arguments: argparse.Namespace) -> int:
             sizes,
             image=arguments.image or sizes.image,
             batch=arguments.batch or sizes.batch,
+            rounds=arguments.rounds or sizes.rounds,
+            model=(*sizes.model, *arguments.options),
+            profile=arguments.profile,
             device=arguments.device,
             dtype=getattr(torch, arguments.dtype),
         )
@@ -632,12 +690,30 @@ def main(arguments: argparse.Namespace) -> int:
         "growth": lambda: report_growth(sizes, arguments.output),
     }
     chosen = list(reports) if arguments.section == "all" else [arguments.section]
+    with contextlib.ExitStack() as stack:
+        if torch.distributed.is_torchelastic_launched():
+            if sizes.device == "cuda":
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if sizes.device == "cuda" else "gloo")
+            stack.callback(dist.destroy_process_group)
+            if comm.get_rank() > 0:  # they compute, the first one speaks
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        return run(arguments, sizes, command, {name: reports[name] for name in chosen})
+
+
+def run(
+    arguments: argparse.Namespace,
+    sizes: Sizes,
+    command: str,
+    reports: Mapping[str, Callable[[], bool]],
+) -> int:
+    """Measure, print, and put into the document."""
     document = getattr(arguments, "document", None)
     if document:
         check_document(document, command)
     with Tee() as tee:
         print(f"Measured on {machine(sizes)}.\n")
-        missed = [name for name in chosen if not reports[name]() and not arguments.quick]
+        missed = [name for name, report in reports.items() if not report() and not arguments.quick]
     if document:
         replace_tables(document, command, tee.text)
     for name in missed:

@@ -325,14 +325,18 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     gal.SCORER = CfgNode()
     # Score each pasted instance while training, and let GAL.ACCEPT decide which train the heads.
     gal.SCORER.ENABLED = False
-    # The heads whose gradients are looked at: "box" (with its classifier), "mask", or others that
-    # are registered (docs/your_model.md).
+    # The heads that are asked: "box" (with its classifier), "mask", or others that are registered
+    # (docs/your_model.md).
     gal.SCORER.HEADS = ["box", "mask"]
     # Combined score = sum of SCORE_WEIGHTS * cosine with the class's direction
     #                - sum of LOSS_WEIGHTS * how far the loss exceeds recent real instances' losses,
     # in their standard deviations; one weight per entry of HEADS.
     gal.SCORER.SCORE_WEIGHTS = [1.0, 0.0]
     gal.SCORER.LOSS_WEIGHTS = [0.1, 0.2]
+    # Heads whose gradients are taken: "needed", those whose cosine has a weight above or is one of
+    # GAL.POSTERIOR.SIGNALS ("phi" there: all), or "all". Of another head there is the loss, which
+    # needs no backward pass. The ledger's phi is a sum over these heads.
+    gal.SCORER.GRADIENTS = "needed"
     # k: each layer's per-instance gradient is projected to k x k numbers by two random matrices
     # drawn from SEED.
     gal.SCORER.PROJECTION = 16

@@ -7,6 +7,7 @@ at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -229,11 +230,22 @@ def visible_area(instances: Instances, rows: Tensor) -> Tensor:
         (N,) float32 on the CPU; NaN for the others.
     """
     area = torch.full((len(instances),), torch.nan)
-    if instances.has("gt_masks") and isinstance(instances.gt_masks, PolygonMasks):
+    boxes = instances.gt_boxes.tensor.detach()
+    if not instances.has("gt_masks"):
+        area[rows] = instances.gt_boxes.area().detach().float().cpu()[rows]
+    elif isinstance(instances.gt_masks, PolygonMasks):
         area[rows] = instances.gt_masks[rows].area().float()
-    elif instances.has("gt_masks"):
+    elif boxes.is_cpu:
+        masks = instances.gt_masks.tensor.numpy()
+        height, width = masks.shape[1:]
+        canvas = Box(0, 0, width, height)
+        for row in rows.nonzero()[:, 0].tolist():
+            x0, y0, x1, y1 = boxes[row].tolist()
+            window = canvas
+            if np.isfinite([x0, y0, x1, y1]).all():  # nothing of it is outside its box
+                window = Box(int(x0), int(y0), math.ceil(x1), math.ceil(y1)).intersect(canvas)
+            area[row] = 0 if window.is_empty else np.count_nonzero(masks[row][window.slices])
+    else:
         masks = instances.gt_masks.tensor
         area[rows] = masks[rows.to(masks.device)].flatten(1).sum(1).float().cpu()
-    else:
-        area[rows] = instances.gt_boxes.area().detach().float().cpu()[rows]
     return area

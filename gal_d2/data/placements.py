@@ -124,7 +124,8 @@ class AuditionImages(Dataset):
         if not canvases:
             canvases.append(self._open_canvas(scene_rng))
         rng = np.random.default_rng((self.seed, pool_id, number))
-        sized = self._sized(pool_id, canvases[0].frame, rng)
+        rgba = self._read_cut_out(pool_id)
+        sized = None if rgba is None else self._sized(rgba, pool_id, canvases[0].frame, rng)
         if sized is None:
             canvases[0].masks.append(None)
             canvases[0].keys.append((pool_id, number))
@@ -143,8 +144,7 @@ class AuditionImages(Dataset):
         else:
             canvas = self._open_canvas(scene_rng)
             canvases.append(canvas)
-            sized = self._sized(pool_id, canvas.frame, rng)
-            color, alpha, opacity = sized
+            color, alpha, opacity = self._sized(rgba, pool_id, canvas.frame, rng)
             room = draw_position(alpha.shape, canvas.frame.region, rng, inside=True)
         placement = place(color, alpha, *room, canvas.frame.region, opacity)
         canvas.keys.append((pool_id, number))
@@ -155,13 +155,15 @@ class AuditionImages(Dataset):
         canvas.placements.append(placement)
         canvas.masks.append(placement.mask)
 
-    def _sized(
-        self, pool_id: int, frame: Frame, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+    def _read_cut_out(self, pool_id: int) -> np.ndarray | None:
         try:
-            rgba = self.pool.get(pool_id).rgba
+            return self.pool.get(pool_id).rgba
         except CorruptCutOutError:  # the pool has logged it
             return None
+
+    def _sized(
+        self, rgba: np.ndarray, pool_id: int, frame: Frame, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
         index = self._class_of(pool_id)
         scale = (float(self.scale_mean[index]), float(self.scale_std[index]))
         is_bgr = self.image_format == "BGR"

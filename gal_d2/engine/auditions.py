@@ -97,7 +97,7 @@ class Auditioner:
 
     @torch.no_grad()
     def features(self, samples: Sequence[dict]) -> tuple[dict[str, Tensor], list]:
-        """Feature maps as the ROI heads get them, and the targets, on the model's device."""
+        """Feature maps as the ROI heads get them, on the model's device, and the targets."""
         device = next(self.model.parameters()).device
         images = self.model.preprocess_image(samples)
         enabled = self._dtype is not None
@@ -107,7 +107,7 @@ class Auditioner:
         ):
             features = self.model.backbone(images.tensor)
         features = {name: feature.float() for name, feature in features.items()}
-        return features, [sample["instances"].to(device) for sample in samples]
+        return features, [sample["instances"] for sample in samples]
 
     def score(self, samples: Sequence[dict]) -> Contribution:
         """The N cut-outs on these images, image by image."""
@@ -134,8 +134,9 @@ def choose_for_audition(
     """
     rows, number = candidates.shape
     flat = candidates.reshape(-1)
-    value = posterior.value(flat).reshape(rows, number)
-    uncertain = (posterior.get(flat).std * posterior.weights).sum(-1).reshape(rows, number)
+    belief = posterior.get(flat)
+    value = posterior.value_of(belief).reshape(rows, number)
+    uncertain = (belief.std * posterior.weights).sum(-1).reshape(rows, number)
     tie = rng.random((rows, number)) * 1e-9
     better = np.argsort(-value + tie, axis=1)[:, : (number + 1) // 2]
     row = np.arange(rows)[:, None]
@@ -232,7 +233,7 @@ class AuditionHook(HookBase):
         self.auditioner.pool.refresh()
         parts, image_ids = [Contribution.empty(self.judge.scorer.heads)], []
         for samples in self.auditioner.images(groups, self.judge.seed):
-            part = self.auditioner.score(samples).to("cpu")
+            part = self.auditioner.score(samples)
             part.image_index += len(image_ids)
             image_ids += [sample["image_id"] for sample in samples]
             parts.append(part)

@@ -267,6 +267,9 @@ class BatchJudge(Judge):
             return batch
         return [sample["unpasted"] for sample in batch]
 
+    def finish_step(self) -> None:
+        """Everything was said before the forward pass."""
+
     def _mean_gradient(
         self, samples: list[dict], *, pasted_only: bool
     ) -> tuple[Tensor | None, list[Tensor]]:

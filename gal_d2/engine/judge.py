@@ -25,7 +25,6 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from gal_d2.data.datasets import load_metadata
-from gal_d2.data.fields import InstanceSource
 from gal_d2.data.probe import probe_samples
 from gal_d2.errors import UserError
 from gal_d2.modeling.frozen import frozen_model
@@ -77,6 +76,7 @@ def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> Co
     return ContributionScorer(
         roi_heads,
         heads=node.HEADS,
+        gradient_heads=gradient_heads(cfg),
         score_weights=dict(zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)),
         loss_weights=dict(zip(node.HEADS, node.LOSS_WEIGHTS, strict=True)),
         projection=node.PROJECTION,
@@ -89,6 +89,23 @@ def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> Co
         max_real_per_class=node.MAX_REAL_PER_CLASS,
         max_counterfactuals=node.MAX_COUNTERFACTUALS,
     )
+
+
+def gradient_heads(cfg: CfgNode) -> list[str]:
+    """The heads of ``GAL.SCORER.HEADS`` whose gradients are taken.
+
+    Raises:
+        UserError: ``GAL.SCORER.GRADIENTS`` is neither "needed" nor "all".
+    """
+    node, signals = cfg.GAL.SCORER, cfg.GAL.POSTERIOR.SIGNALS
+    if node.GRADIENTS not in ("needed", "all"):
+        raise UserError(f"GAL.SCORER.GRADIENTS is '{node.GRADIENTS}': choose needed or all.")
+    needed = [
+        head
+        for head, weight in zip(node.HEADS, node.SCORE_WEIGHTS, strict=True)
+        if node.GRADIENTS == "all" or weight or "phi" in signals or f"{head}_score" in signals
+    ]
+    return needed or node.HEADS[:1]  # a class without a direction would stay young for ever
 
 
 @dataclass
@@ -171,6 +188,13 @@ class Judge(ABC):
         """Enter the step's N instances and what became of them."""
         self.ledger.append(self.step, contribution, decision, self.image_ids)
         self.verdict = Verdict(contribution, decision, seconds)
+
+    @abstractmethod
+    def finish_step(self) -> None:
+        """Enter what became known since the forward pass; called while the device goes backward.
+
+        A collective call.
+        """
 
     def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
         """(N,) bool: which instances are thought to help, and of which that can be said.
@@ -283,8 +307,16 @@ class InstanceJudge(Judge):
                 f"The ROI heads {type(self.roi_heads).__name__} did not ask the judge in the last "
                 "step: have their forward call super().forward, and the model call its roi_heads."
             )
+        start = time.perf_counter()
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
+        # On the CPU, while the device still does the last step. Proposals are not known yet.
+        self._plan = None
+        if not self.max_proposals:
+            self._plan = self.scorer.plan(
+                [sample["instances"] for sample in batch], learn=self.model is None
+            )
+        self._seconds = time.perf_counter() - start
         return super().start_step(step, batch)
 
     def __call__(
@@ -292,39 +324,54 @@ class InstanceJudge(Judge):
         features: Mapping[str, Tensor],
         targets: Sequence[Instances],
         proposals: Sequence[Instances],
-    ) -> list[Tensor]:
+    ) -> list[Tensor] | None:
         """Per image, (N,) bool: True for the targets that must not train the heads.
 
         Objects that are not from the pool are never rejected: their labels are real. A call that
-        :meth:`start_step` did not announce rejects nothing and teaches nothing.
+        :meth:`start_step` did not announce rejects nothing and teaches nothing. Where a policy
+        does not look at scores, nothing waits for them: :meth:`finish_step` does.
+
+        Returns:
+            None: reject nothing.
         """
         if not self._armed:
-            return [torch.zeros_like(target.gt_classes, dtype=torch.bool) for target in targets]
+            return None
         self._armed = False
         start = time.perf_counter()
         features = {name: feature.detach() for name, feature in features.items()}
-        generator = step_generator(self.seed, self.step, comm.get_rank())
-        contribution = self.scorer.step(
-            features,
-            targets,
-            self.image_ids,
-            proposals=self._sample_proposals(proposals, targets, generator),
-            probe=self._probe_batch(features, targets) if self.model is not None else None,
-        )
-        self.posterior.update(contribution, self.step, leave_out=self.is_young(contribution))
+        self._generator = step_generator(self.seed, self.step, comm.get_rank())
+        if self._plan is None or not self._plan.is_of(targets):
+            sampled = self._sample_proposals(proposals, targets, self._generator)
+            learn = self.model is None
+            self._plan = self.scorer.plan(targets, learn=learn, proposals=sampled)
+        probe = self._probe_batch(features, targets) if self.model is not None else None
+        self._begun = self.scorer.begin(self._plan, features, targets, self.image_ids, probe)
+        self._seconds += time.perf_counter() - start
+        if not self.policy.needs_scores:
+            return None
+        self.finish_step()
+        contribution, decision = self.verdict.contribution, self.verdict.decision
+        return self._plan.by_target(~decision.accept & (contribution.pool_id >= 0))
+
+    def finish_step(self) -> None:
+        if self._begun is None:
+            return
+        begun, self._begun = self._begun, None
+        start = time.perf_counter()
+        contribution, of_all = self.scorer.finish(begun)
+        self.posterior.add_gathered(of_all, self.step, leave_out=self.is_young(of_all))
         context = AcceptanceContext(
             step=self.step,
             max_steps=self.max_steps,
             class_group=self.class_groups,
             class_age=self.scorer.cache.num_updates,
             reference=self.scorer.reference,
-            generator=generator,
+            generator=self._generator,
             value=self._value(contribution),
         )
         decision = self.policy.decide(contribution, context)
-        self.record(contribution, decision, time.perf_counter() - start)
-        rejected = ~decision.accept & (contribution.pool_id >= 0)
-        return self._by_target(rejected, contribution, targets)
+        self._seconds += time.perf_counter() - start
+        self.record(contribution, decision, self._seconds)
 
     def _sample_proposals(
         self,
@@ -354,29 +401,14 @@ class InstanceJudge(Judge):
         with frozen_model(self.model):
             images = self.model.preprocess_image(self._probe)
             features = self.model.backbone(images.tensor)
-        probe_targets = [sample["instances"].to(images.tensor.device) for sample in self._probe]
-        return RealBatch(features, probe_targets, [sample["image_id"] for sample in self._probe])
-
-    @staticmethod
-    def _by_target(
-        rejected: Tensor, contribution: Contribution, targets: Sequence[Instances]
-    ) -> list[Tensor]:
-        """Rows of pasted instances, image by image in target order, as masks over all targets."""
-        masks = []
-        for image, target in enumerate(targets):
-            mask = torch.zeros(len(target), dtype=torch.bool, device=target.gt_classes.device)
-            if target.has("instance_source"):
-                pasted = target.instance_source == InstanceSource.PASTED
-                mask[pasted] = rejected[contribution.image_index == image].to(mask.device)
-            masks.append(mask)
-        return masks
+        targets = [sample["instances"] for sample in self._probe]
+        return RealBatch(features, targets, [sample["image_id"] for sample in self._probe])
 
     def _value(self, contribution: Contribution) -> Tensor:
         """(N,) float32 on the CPU; NaN for one that has no score yet or is not from the pool."""
-        pool_ids = contribution.pool_id.cpu().numpy()
-        value = torch.from_numpy(self.posterior.value(pool_ids)).float()
-        unknown = torch.from_numpy(self.posterior.get(pool_ids).count == 0)
-        return value.masked_fill(unknown, torch.nan)
+        belief = self.posterior.get(contribution.pool_id)
+        value = torch.from_numpy(self.posterior.value_of(belief)).float()
+        return value.masked_fill(torch.from_numpy(belief.count == 0), torch.nan)
 
     def helpful(self, contribution: Contribution, decision: Decision) -> tuple[Tensor, Tensor]:
         """Where everything drawn trains, those that are better than their class's candidates."""
@@ -387,8 +419,7 @@ class InstanceJudge(Judge):
 
     def is_young(self, contribution: Contribution) -> Tensor:
         """(N,) bool: whose score is not worth remembering, its class's direction being too new."""
-        age = self.scorer.cache.num_updates[contribution.gt_class.cpu()]
-        return (age < self.min_age).to(contribution.score.device)
+        return self.scorer.cache.num_updates[contribution.gt_class] < self.min_age
 
     def state_dict(self) -> dict:
         own = {"scorer": self.scorer.state_dict(), "policy": self.policy.state_dict()}
@@ -401,7 +432,7 @@ class InstanceJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         """``gal/cache_age``: mean number of steps since a pasted class's direction changed."""
-        age = self.scorer.cache.age[self.verdict.contribution.gt_class.cpu()]
+        age = self.scorer.cache.age[self.verdict.contribution.gt_class]
         return {"gal/cache_age": age[age >= 0].float().mean().item()} if (age >= 0).any() else {}
 
 
@@ -441,6 +472,7 @@ class JudgeHook(HookBase):
         self._step_start = time.perf_counter()
 
     def after_step(self) -> None:
+        self.judge.finish_step()  # where a trainer of the user's own has not
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         if comm.is_main_process():
@@ -486,16 +518,16 @@ def decision_metrics(judge: Judge, time_share: float) -> dict[str, float]:
     metrics = {"gal/time_share": time_share, "gal/pasted": float(len(contribution))}
     if len(contribution) == 0:
         return metrics
-    accept = decision.accept.cpu().float()
-    classes = contribution.gt_class.cpu()
+    accept, classes = decision.accept.float(), contribution.gt_class
     metrics["gal/accepted"] = accept.mean().item()
     metrics["gal/undecided"] = decision.undecided.float().mean().item()
     for number, group in enumerate(GROUPS):
         in_group = judge.class_groups[classes] == number
         if in_group.any():
             metrics[f"gal/accepted_{group}"] = accept[in_group].mean().item()
-    score = contribution.score[contribution.score.isfinite()].float().cpu()
+    score = contribution.score[contribution.score.isfinite()]
     if len(score):
-        for q in SCORE_QUANTILES:
-            metrics[f"gal/score_q{round(100 * q)}"] = score.quantile(q).item()
+        values = score.quantile(torch.tensor(SCORE_QUANTILES)).tolist()
+        for q, value in zip(SCORE_QUANTILES, values, strict=True):
+            metrics[f"gal/score_q{round(100 * q)}"] = value
     return metrics | judge.metrics()

@@ -510,6 +510,7 @@ def _offline_scorer_config(cfg: CfgNode) -> CfgNode:
     node = cfg.GAL.SCORER
     node.MOMENTUM = max(node.MOMENTUM, _MOMENTUM)
     node.PARTNER_EVERY = 1
+    node.GRADIENTS = "all"
     node.MAX_REAL_PER_CLASS = _REAL_PER_CLASS_AND_STEP
     node.MAX_COUNTERFACTUALS = _COUNTERFACTUALS_PER_STEP
     return cfg

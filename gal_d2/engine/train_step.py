@@ -18,6 +18,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         model, data_loader, optimizer: as in SimpleTrainer.
         autocast_dtype: None for fp32, ``torch.float16`` or ``torch.bfloat16``.
         on_batch: called with the iteration and the batch; gives the samples to train on.
+        on_backward: called when the device has the backward pass to do, and the host nothing.
 
     Attributes:
         last_batch: of the last step, as it was loaded.
@@ -30,9 +31,10 @@ class MixedPrecisionTrainer(SimpleTrainer):
         optimizer,
         autocast_dtype: torch.dtype | None,
         on_batch: Callable[[int, list[dict]], list[dict]] | None = None,
+        on_backward: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        self.on_batch = on_batch
+        self.on_batch, self.on_backward = on_batch, on_backward
         self.last_batch: list[dict] = []
         self.autocast_dtype = autocast_dtype
         self.device_type = next(model.parameters()).device.type
@@ -58,6 +60,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
 
         self.optimizer.zero_grad()
         self.grad_scaler.scale(losses).backward()
+        if self.on_backward is not None:
+            self.on_backward()
         self._write_metrics(loss_dict, data_time)
         # Gradient clipping lives in the optimizer's step, which the scaler calls after unscaling.
         self.grad_scaler.step(self.optimizer)

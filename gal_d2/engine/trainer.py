@@ -85,6 +85,7 @@ class GALTrainer(DefaultTrainer):
             optimizer,
             autocast_dtype(cfg),
             on_batch=self.judge.start_step if self.judge else None,
+            on_backward=self.judge.finish_step if self.judge else None,
         )
         check_pool(cfg, self._trainer.data_loader.mapper.pool)
         if isinstance(self.judge, BatchJudge):

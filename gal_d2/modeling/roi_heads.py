@@ -24,9 +24,11 @@ from torch import Tensor, nn
 from gal_d2.errors import UserError
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
-Judge = Callable[[Mapping[str, Tensor], Sequence[Instances], Sequence[Instances]], Sequence[Tensor]]
-"""(feature maps, targets, the RPN's proposals) -> per image (N,) bool: True for a target that must
-not train the heads."""
+Judge = Callable[
+    [Mapping[str, Tensor], Sequence[Instances], Sequence[Instances]], Sequence[Tensor] | None
+]
+"""(feature maps, targets, the RPN's proposals) -> per image (N,) bool on the CPU: True for a target
+that must not train the heads. None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,10 @@ class JudgedROIHeads:
     def forward(self, images, features, proposals, targets=None, *args, **kwargs):
         if self.training and self.judge is not None and targets is not None:
             rejected = self.judge(features, targets, proposals)
-            kept = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
-            self._ignores = any(new is not old for new, old in zip(kept, targets, strict=True))
-            targets = kept
+            if rejected is not None:
+                kept = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
+                self._ignores = any(new is not old for new, old in zip(kept, targets, strict=True))
+                targets = kept
         if not self._ignores:
             return super().forward(images, features, proposals, targets, *args, **kwargs)
         try:
@@ -148,6 +151,7 @@ def ignoring(target: Instances, rejected: Tensor) -> Instances:
     if not rejected.any():
         return target
     target = Instances(target.image_size, **target.get_fields())
+    rejected = rejected.to(target.gt_classes.device, non_blocking=True)
     target.gt_classes = target.gt_classes.masked_fill(rejected, IGNORED)
     return target
 

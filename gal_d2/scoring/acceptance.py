@@ -246,10 +246,12 @@ class AcceptancePolicy(_Stateful, ABC):
     Attributes:
         by_value: whether it decides on what a cut-out's scores add up to, not on this exposure's
             score.
+        needs_scores: whether anything can be rejected; if not, training does not wait for scores.
     """
 
     name: ClassVar[str]
     by_value: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = True
 
     @abstractmethod
     def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
@@ -259,6 +261,8 @@ class AcceptancePolicy(_Stateful, ABC):
 @_register(ACCEPTANCE_REGISTRY, "always")
 class AlwaysAccept(AcceptancePolicy):
     """Plain copy-paste: every instance trains the heads."""
+
+    needs_scores = False
 
     @configurable
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gal_d2.scoring.gradient_exchange import sum_by_key
+from gal_d2.scoring.grouping import membership
 
 
 class ConfusionEstimate:
@@ -27,7 +27,7 @@ class ConfusionEstimate:
         self.mass = torch.zeros(num_classes, self.top)
 
     def summarise(self, classes: Tensor, probabilities: Tensor) -> Tensor:
-        """What one process contributes to a step.
+        """What a step contributes.
 
         Args:
             classes: (N,) int64, what each candidate was pasted as.
@@ -42,15 +42,15 @@ class ConfusionEstimate:
         classes, probabilities = classes[usable], probabilities[usable]
         if len(classes) == 0 or probabilities.shape[1] < 2:
             return torch.zeros(0, 2 + 2 * self.top)
-        count = torch.ones(len(classes), 1)
-        keys, sums = sum_by_key(classes, torch.cat([count, probabilities], dim=1))
-        mean = sums[:, 1:] / sums[:, :1]
+        keys, members = membership(classes)
+        count = members.sum(1, keepdim=True)
+        mean = members @ probabilities / count
         mean[torch.arange(len(keys)), keys] = -1.0  # the class itself is no confusion
         mass, ids = mean.topk(self.top, dim=1)
-        return torch.cat([keys[:, None].float(), sums[:, :1], ids.float(), mass], dim=1)
+        return torch.cat([keys[:, None].float(), count, ids.float(), mass], dim=1)
 
     def update(self, rows: Tensor) -> None:
-        """Apply rows of :meth:`summarise`, of one or many processes, in their order."""
+        """Apply rows of :meth:`summarise`, of one or several calls, in their order."""
         while len(rows):
             classes = rows[:, 0].long()
             earlier = (classes[:, None] == classes[None, :]).tril(-1).any(1)

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.confusion import ConfusionEstimate
-from gal_d2.scoring.gradient_exchange import gather_rows, sum_by_key
+from gal_d2.scoring.exchange import send, send_together
+from gal_d2.scoring.grouping import membership
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +46,31 @@ class CacheRows:
         gradient: (R, D) float32, not normalised.
         classes: (R,) int64, the class that the gradient was taken under.
         slots: (R,) int64, :data:`REAL`, or the slot of a relabelled instance's true class.
+        norm: (R,) float32 on the CPU, of the gradients; None: not known there yet.
     """
 
     gradient: Tensor
     classes: Tensor
     slots: Tensor
+    norm: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DirectionWeights:
+    """How the directions of N rows are made of the averages, with G frequency groups.
+
+    Attributes:
+        own: (N, 1 + S) weights of the class's average and of its slots' (without contrast (N, 1)).
+        group: (N, G) weight of each group's prior.
+        prior: (G, C) weights of the classes' averages in the groups' priors.
+    """
+
+    own: Tensor
+    group: Tensor
+    prior: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.own, self.group, self.prior]
 
 
 def effective_count(count: Tensor, momentum: float) -> Tensor:
@@ -75,6 +96,11 @@ def unit_rows(gradient: Tensor, layer_sizes: Sequence[int], by_layer: bool) -> T
     return F.normalize(gradient, dim=1)
 
 
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) products of the rows of two (N, D)."""
+    return torch.bmm(a[:, None], b[:, :, None]).flatten()
+
+
 def _full_precision(method):
     """Products of gradients must not be rounded when a caller is under autocast."""
 
@@ -87,7 +113,7 @@ def _full_precision(method):
 
 
 class GradientCache:
-    """Directions of all classes. Alike on all processes; see :meth:`update`.
+    """Directions of all classes. Alike on all processes that learn from the same rows.
 
     Args:
         layer_sizes: per head, the lengths of its layers' parts of a gradient vector.
@@ -138,7 +164,7 @@ class GradientCache:
 
         self.layer_sizes = {head: list(sizes) for head, sizes in layer_sizes.items()}
         self.num_classes, self.num_partners = num_classes, min(num_partners, num_classes - 1)
-        self.class_groups = class_groups
+        self.class_groups, self._num_groups = class_groups, int(class_groups.max()) + 1
         self.momentum, self.shrinkage, self.by_layer = momentum, shrinkage, by_layer
         self.partner_every = partner_every
         heads = tuple(self.layer_sizes)
@@ -158,8 +184,8 @@ class GradientCache:
     def _reset(self) -> None:
         c, s = self.num_classes, self.num_partners
         sizes = {head: sum(parts) for head, parts in self.layer_sizes.items()}
-        self._real = {h: torch.zeros(c, d, device=self.device) for h, d in sizes.items()}
-        self._raw = {h: torch.zeros(c, d, device=self.device) for h, d in sizes.items()}
+        # Averages of normalised gradients, then those of the gradients as they are.
+        self._both = {h: torch.zeros(2 * c, d, device=self.device) for h, d in sizes.items()}
         # Half precision, because the negatives are most of the memory; entries of averaged unit
         # vectors are far from float16's limits.
         self._negative = {
@@ -180,7 +206,7 @@ class GradientCache:
     def to(self, device: torch.device | str) -> None:
         """Move the averages."""
         self.device = torch.device(device)
-        for by_head in (self._real, self._raw, self._negative, self._priors):
+        for by_head in (self._both, self._negative):
             by_head.update({head: tensor.to(device) for head, tensor in by_head.items()})
 
     # -- What it knows
@@ -224,14 +250,27 @@ class GradientCache:
     def _unbias(self, counts: Tensor) -> Tensor:
         """Factor that corrects averages which started at zero; 0 where nothing has come in yet."""
         weight = 1 - self.momentum ** counts.double()
-        return torch.where(counts > 0, 1 / weight, 0.0).float().to(self.device)
+        return torch.where(counts > 0, 1 / weight, 0.0).float()
 
     def real_gradient(self, head: str, classes: Tensor) -> Tensor:
         """(N, D) float32 mean gradient, *not* normalised, of real instances; NaN if never seen."""
-        index, counts = classes.to(self.device), self._real_count[head][classes.cpu()]
-        mean = self._raw[head][index] * self._unbias(counts)[:, None]
-        mean[(counts == 0).to(self.device)] = torch.nan
-        return mean
+        classes = classes.cpu()
+        raw = self.raw_rows(head, send(classes, self.device))
+        return raw * send(self.raw_factor(head, classes), self.device)[:, None]
+
+    def raw_rows(self, head: str, classes: Tensor) -> Tensor:
+        """(N, D) sums behind :meth:`real_gradient`, which is them times :meth:`raw_factor`.
+
+        Args:
+            head: its name.
+            classes: (N,) int64 on the averages' device.
+        """
+        return self._both[head].index_select(0, classes + self.num_classes)
+
+    def raw_factor(self, head: str, classes: Tensor) -> Tensor:
+        """(N,) float32 on the CPU; NaN for a class never seen."""
+        counts = self._real_count[head][classes]
+        return self._unbias(counts).masked_fill(counts == 0, torch.nan)
 
     @_full_precision
     def direction(self, head: str, classes: Tensor) -> Tensor:
@@ -241,45 +280,95 @@ class GradientCache:
             head: its name.
             classes: (N,) int64.
         """
-        unique, inverse = torch.unique(classes.cpu(), return_inverse=True)
-        counts = self._real_count[head][unique]
-        mean = self._real[head][unique.to(self.device)] * self._unbias(counts)[:, None]
-        if self.shrinkage > 0:
-            own = self._reliability(counts)[:, None]
-            mean = own * mean + (1 - own) * self._prior(head)[self.class_groups[unique]]
-        if head in self._negative:
-            mean = mean - self._contrast(head, unique)
+        classes = classes.cpu()
+        weights = self.direction_weights(head, classes)
+        weights = DirectionWeights(*send_together(weights.tensors(), self.device))
+        mean = self.direction_rows(head, send(classes, self.device), weights)
         mean = unit_rows(mean, self.layer_sizes[head], self.by_layer)
-        unknown = (counts == 0).to(self.device) | (mean.norm(dim=1) < 0.5)
-        mean[unknown] = torch.nan
-        return mean[inverse.to(self.device)]
+        unknown = send(self._real_count[head][classes] == 0, self.device)
+        unknown = unknown | (mean.norm(dim=1) < 0.5)
+        return mean.masked_fill(unknown[:, None], torch.nan)
+
+    def direction_weights(self, head: str, classes: Tensor) -> DirectionWeights:
+        """The weights of :meth:`direction_rows`, on the CPU; ``classes`` (N,) are there too."""
+        counts = self._real_count[head][classes]
+        own = self._unbias(counts)[:, None]
+        groups = F.one_hot(self.class_groups[classes], self._num_groups).float()
+        if self.shrinkage > 0:
+            share = self._reliability(counts)[:, None]
+            own, groups = share * own, (1 - share) * groups
+        else:
+            groups = torch.zeros_like(groups)
+        if head in self._negative:
+            own = torch.cat([own, -self._contrast_weights(head, classes)], dim=1)
+        return DirectionWeights(own, groups, self._prior_weights(head))
+
+    def direction_rows(self, head: str, classes: Tensor, weights: DirectionWeights) -> Tensor:
+        """(N, D) directions before they are normalised.
+
+        Args:
+            head: its name.
+            classes: (N,) int64, and the weights of the same rows: on the averages' device.
+            weights: see :meth:`direction_weights`.
+        """
+        real = self._both[head][: self.num_classes]
+        own = real.index_select(0, classes)
+        if head in self._negative:
+            negative = self._negative[head].index_select(0, classes)
+            averages = torch.cat([own[:, None], negative], dim=1)  # in the wider type
+            own = torch.bmm(weights.own[:, None], averages)[:, 0]
+        else:
+            own = own * weights.own
+        return torch.addmm(own, weights.group, weights.prior @ real)
+
+    @_full_precision
+    def products(
+        self, head: str, classes: Tensor, weights: DirectionWeights, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What cosines and contributions are made of; nothing here waits for a device.
+
+        Args:
+            head, classes, weights: as for :meth:`direction_rows`.
+            gradient: (N, D) of instances of these classes.
+
+        Returns:
+            (N,) each: the gradient's product with the direction, which is not normalised; the
+            direction's norm; and its product with :meth:`raw_rows`. With ``by_layer`` the first is
+            such that its quotient with both norms is the cosine.
+        """
+        direction = self.direction_rows(head, classes, weights)
+        norm = torch.linalg.vector_norm(direction, dim=1)
+        if self.by_layer:
+            along = _dot(self.unit(head, direction), self.unit(head, gradient))
+            along = along * norm * torch.linalg.vector_norm(gradient, dim=1)
+        else:
+            along = _dot(direction, gradient)
+        return along, norm, _dot(self.raw_rows(head, classes), gradient)
 
     def _reliability(self, counts: Tensor) -> Tensor:
-        """n / (n + n0) by the number of instances; (...,) float32 on the averages' device."""
+        """n / (n + n0) by the number of instances; (...,) float32."""
         n = effective_count(counts, self.momentum)
-        return torch.where(n > 0, n / (n + self.shrinkage), 0.0).float().to(self.device)
+        return torch.where(n > 0, n / (n + self.shrinkage), 0.0).float()
 
-    def _contrast(self, head: str, classes: Tensor) -> Tensor:
+    def _contrast_weights(self, head: str, classes: Tensor) -> Tensor:
+        """(N, S): what of each slot's average is taken off."""
         counts = self._negative_count[head][classes]
         mass = self.confusion.mass_of(classes, self._partners[classes]) * (counts > 0)
         share = mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
-        weight = share.to(self.device) * self._reliability(counts) * self._unbias(counts)
-        negative = self._negative[head][classes.to(self.device)].float()
-        return torch.einsum("ns,nsd->nd", weight, negative)
+        return share * self._reliability(counts) * self._unbias(counts)
 
-    def _prior(self, head: str) -> Tensor:
-        """(groups, D): what a class without instances of its own is shrunk to."""
+    def _prior_weights(self, head: str) -> Tensor:
+        """(G, C): of what a class without instances of its own is shrunk to."""
         if head not in self._priors:
             counts = self._real_count[head]
-            seen = (counts > 0).nonzero()[:, 0]
-            mean = self._real[head][seen.to(self.device)] * self._unbias(counts[seen])[:, None]
-            groups = F.one_hot(self.class_groups, int(self.class_groups.max()) + 1)[seen]
-            groups = groups.to(mean)
-            in_group = groups.sum(0)[:, None]
-            overall = mean.sum(0, keepdim=True) / max(len(seen), 1)
-            group_mean = (groups.T @ mean) / in_group.clamp(min=1)
-            weight = in_group / (in_group + self.shrinkage)
-            self._priors[head] = weight * group_mean + (1 - weight) * overall
+            seen = (counts > 0).float()
+            members = F.one_hot(self.class_groups, self._num_groups).T * seen
+            in_group = members.sum(1, keepdim=True)
+            share = in_group / (in_group + self.shrinkage) if self.shrinkage else in_group.sign()
+            mean = share * members / in_group.clamp(min=1) + (1 - share) * seen / seen.sum().clamp(
+                min=1
+            )
+            self._priors[head] = mean * self._unbias(counts)
         return self._priors[head]
 
     # -- How it learns
@@ -313,82 +402,81 @@ class GradientCache:
         rows: Mapping[str, CacheRows],
         candidates: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Learn from one step; a collective call, also for a process without rows.
+        """Learn from one step. No communication: rows and candidates are those of all processes.
 
-        The sums of all processes are gathered and then applied alike on each. A row that is zero,
-        NaN or infinite is left out.
+        A row that is zero, NaN or infinite is left out.
 
         Args:
             rows: by head; every head of the cache.
             candidates: of pasted instances, (N,) int64 classes and (N, C) probabilities of the
                 classifier; None: none.
         """
-        blocks = []
-        for head in self.heads:
-            blocks += self._sums(head, rows[head])
-        no_candidates = torch.zeros(0, dtype=torch.int64), torch.zeros(0, self.num_classes)
-        blocks.append(self.confusion.summarise(*(candidates or no_candidates)))
-        *blocks, confusion = gather_rows(*blocks)
-
         updated = torch.zeros(self.num_classes, dtype=torch.bool)
         for head in self.heads:
-            self._apply_real(head, blocks.pop(0), updated)
-            if head in self._negative:
-                self._apply_negative(head, blocks.pop(0))
+            self._learn(head, rows[head], updated)
         self._updates += updated
         self._last_update[updated] = self._step
         self._step += 1
         self._priors.clear()
-        self.confusion.update(confusion)
+        if candidates is not None:
+            self.confusion.update(self.confusion.summarise(*candidates))
         if self.num_partners and int(self._step) % self.partner_every == 0:
             self._choose_partners()
 
-    def _sums(self, head: str, rows: CacheRows) -> list[Tensor]:
-        """Blocks (key, count, sums) of this process: real ones, then those of the contrast."""
+    def _learn(self, head: str, rows: CacheRows, updated: Tensor) -> None:
+        classes, slots = rows.classes.cpu(), rows.slots.cpu()
         gradient = rows.gradient.detach().to(self.device, torch.float32)
-        classes, slots = rows.classes.to(self.device), rows.slots.to(self.device)
-        size = gradient.square().sum(1)
-        usable = size.isfinite() & (size > 0)
-        unit = self.unit(head, gradient)
-        one = torch.ones(len(gradient), 1, device=self.device)
-
-        def block(mask: Tensor, keys: Tensor, values: list[Tensor]) -> Tensor:
-            keys, sums = sum_by_key(keys[mask], torch.cat([one, *values], dim=1)[mask])
-            return torch.cat([keys[:, None].float(), sums], dim=1)
-
-        blocks = [block(usable & (slots == REAL), classes, [unit, gradient])]
+        norm = rows.norm if rows.norm is not None else gradient.norm(dim=1).cpu()
+        usable = norm.isfinite() & (norm > 0)
+        if not usable.all():
+            kept = usable.nonzero()[:, 0]
+            gradient = gradient.index_select(0, send(kept, self.device))
+            classes, slots, norm = classes[kept], slots[kept], norm[kept]
+        # A mean of normalised rows is a product with the rows as they are.
+        scale = 1 / norm
+        if self.by_layer:
+            unit = self.unit(head, gradient)
+            scale = torch.ones_like(norm)
+        is_real = slots == REAL
+        keys, members = membership(classes, is_real)
+        if len(keys):
+            counts = members.sum(1)
+            mean = members / counts[:, None]
+            self._real_count[head][keys] += counts.long()
+            updated[keys] = True
+            if self.by_layer:
+                gradient = torch.cat([unit, gradient])
+                mean = torch.block_diag(mean, mean)
+            else:
+                mean = torch.cat([mean * scale, mean])
+            places = torch.cat([keys, keys + self.num_classes])
+            self._move(self._both[head], places, mean, counts.repeat(2), gradient)
         if head in self._negative:
-            keys = classes * self.num_partners + slots
-            blocks.append(block(usable & (slots != REAL), keys, [unit]))
-        return blocks
+            keys, members = membership(classes * self.num_partners + slots, ~is_real)
+            if len(keys):
+                counts = members.sum(1)
+                mean = members / counts[:, None] * scale
+                self._negative_count[head].view(-1)[keys] += counts.long()
+                buffer = self._negative[head].view(-1, gradient.shape[1])
+                self._move(buffer, keys, mean, counts, unit if self.by_layer else gradient)
 
-    def _merge(self, block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Over all processes: keys (U,), instances of each (U,) on the CPU, their mean (U, W)."""
-        keys, sums = sum_by_key(block[:, 0].long(), block[:, 1:])
-        return keys, sums[:, 0].round().long().cpu(), sums[:, 1:] / sums[:, :1]
+    def _move(
+        self, buffer: Tensor, places: Tensor, mean: Tensor, counts: Tensor, rows: Tensor
+    ) -> None:
+        """Let the averages at U places follow the means of their new rows.
 
-    def _decay(self, counts: Tensor) -> Tensor:
-        return (self.momentum ** counts.double()).float().to(self.device)[:, None]
-
-    def _apply_real(self, head: str, block: Tensor, updated: Tensor) -> None:
-        if len(block) == 0:
-            return
-        classes, counts, mean = self._merge(block)
-        decay = self._decay(counts)
-        size = mean.shape[1] // 2
-        for buffer, new in ((self._real, mean[:, :size]), (self._raw, mean[:, size:])):
-            buffer[head][classes] = decay * buffer[head][classes] + (1 - decay) * new
-        self._real_count[head][classes.cpu()] += counts
-        updated[classes.cpu()] = True
-
-    def _apply_negative(self, head: str, block: Tensor) -> None:
-        if len(block) == 0:
-            return
-        keys, counts, mean = self._merge(block)
-        decay = self._decay(counts)
-        buffer = self._negative[head].view(-1, mean.shape[1])
-        buffer[keys] = (decay * buffer[keys].float() + (1 - decay) * mean).half()
-        self._negative_count[head].view(-1)[keys.cpu()] += counts
+        Args:
+            buffer: (..., D) on the device.
+            places: (U,) int64, with weights ``mean`` (U, R) of the rows and their number
+                ``counts`` (U,): on the CPU.
+            rows: (R, D) on the device.
+        """
+        decay = (self.momentum ** counts.double()).float()[:, None]
+        decay, mean = send_together([decay, (1 - decay) * mean], self.device)
+        places = send(places, self.device)
+        old = buffer.index_select(0, places).float()
+        # index_add on a GPU adds in whatever order its threads arrive; a product does not.
+        buffer.index_copy_(0, places, torch.addmm(old * decay, mean, rows).to(buffer.dtype))
 
     def _choose_partners(self) -> None:
         """Give the slots of each class to the classes that its candidates resemble most.
@@ -431,8 +519,8 @@ class GradientCache:
             "confusion_mass": self.confusion.mass,
         }
         for name, by_head in (
-            ("real", self._real),
-            ("raw", self._raw),
+            ("real", {h: both[: self.num_classes] for h, both in self._both.items()}),
+            ("raw", {h: both[self.num_classes :] for h, both in self._both.items()}),
             ("negative", self._negative),
             ("real_count", self._real_count),
             ("negative_count", self._negative_count),

@@ -110,6 +110,8 @@ class LayerCall:
 class LayerCapture(TorchFunctionMode):
     """While active, records the calls of the given layers in ``calls``, in order.
 
+    Under ``torch.no_grad`` there is nothing to record; channels are selected all the same.
+
     Args:
         layers: by name.
         channels: by name of a 1x1 convolution, (R,) int64: compute this one output channel of each
@@ -140,6 +142,8 @@ class LayerCapture(TorchFunctionMode):
             kwargs["weight"] = kwargs["weight"].detach().requires_grad_()
         channels = self._channels.get(name)
         output = func(**kwargs) if channels is None else _conv_of_channels(channels, **kwargs)
+        if not torch.is_grad_enabled():
+            return output
         inputs = kwargs["input"].detach()
         self._versions.append((inputs, inputs._version))
         self.calls.append(

@@ -86,7 +86,7 @@ class LayerProjection:
 
     def _matrix(self, which: str, device: torch.device) -> Tensor:
         if self._matrices[which].device != device:
-            self._matrices[which] = self._matrices[which].to(device)
+            self._matrices[which] = self._matrices[which].to(device, non_blocking=True)
         return self._matrices[which]
 
     def __call__(self, call: LayerCall, gradient: Tensor) -> Tensor:
@@ -101,20 +101,19 @@ class LayerProjection:
             if self.kind == LINEAR:
                 inputs = inputs.reshape(len(inputs), -1, inputs.shape[-1])
                 gradient = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-                weight = self._linear(inputs, gradient)
-                bias = gradient.sum(1)
+                weight = self._linear(inputs, gradient).flatten(1)
             else:
-                weight = self._conv(call, inputs, gradient)
-                bias = gradient.sum((2, 3))
+                weight = self._conv(call, inputs, gradient).flatten(1)
             if not self.has_bias:
-                return weight.flatten(1)
+                return weight
+            bias = gradient.sum(1 if self.kind == LINEAR else (2, 3))
             if self.exact:
                 bias = self._all_channels(call, bias)
             elif call.channels is None:
                 bias = bias @ self._matrix("bias", bias.device).T
             else:
                 bias = bias * self._matrix("bias", bias.device).T[call.channels]
-            return torch.cat([weight.flatten(1), bias], dim=1)
+            return torch.cat([weight, bias], dim=1)
 
     def _all_channels(self, call: LayerCall, values: Tensor) -> Tensor:
         """(R, all output channels, ...) from (R, 1, ...), where one channel was computed."""
@@ -144,7 +143,7 @@ class LayerProjection:
         if call.channels is None:
             rows = rows.unflatten(1, (groups, -1)).transpose(0, 1)
         else:
-            rows = rows.T[call.channels, None, :, None]
+            rows = rows.T.index_select(0, call.channels)[:, None, :, None]
         projected_rows = rows @ small  # (R, groups, k, positions)
         columns = self._matrix("columns", large.device)
         filters = columns.reshape(len(columns), *self.weight_shape[1:])
@@ -160,6 +159,8 @@ class LayerProjection:
             # With output padding beyond the stride there is one position more than inputs.
             patches = patches[..., : inputs.shape[2], : inputs.shape[3]]
         patches = patches.reshape(n, groups, len(columns), -1)
+        if groups == 1:
+            return projected_rows[:, 0] @ patches[:, 0].transpose(1, 2)
         # Groups share P_c and have rows of their own in P_r: their sketches add up.
         return torch.einsum("ngkp,ngcp->nkc", projected_rows, patches)
 

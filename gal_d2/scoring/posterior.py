@@ -202,26 +202,40 @@ class Posterior:
         """Add the scores of all processes; a collective call, also for a process without rows.
 
         Args:
-            contribution: of N instances; rows that are not from the pool are left out, and so are
-                values that are not finite. A visible area that is not finite is taken to be large.
+            contribution: of N instances, on the CPU; rows that are not from the pool are left out,
+                and so are values that are not finite. A visible area that is not finite is taken to
+                be large.
             step: training iteration, from 0; never less than in an earlier call.
             source: ``TRAINING`` or ``AUDITION``.
             leave_out: (N,) bool, rows not to remember.
         """
-        keep = contribution.pool_id >= 0
-        if leave_out is not None:
-            keep &= ~leave_out.to(keep.device)
-        rows = contribution[keep]
-        columns = gather_columns(
-            rows.pool_id.long(),
-            rows.gt_class.long(),
-            rows.area.float(),
-            *(signal_column(rows, name).float() for name in self.signals),
+        rows = self._rows(contribution, leave_out)
+        ids, classes, areas, *values = gather_columns(
+            rows.pool_id.long(), rows.gt_class.long(), rows.area, *self._signals(rows)
         )
-        ids, classes, areas, *values = (column.numpy() for column in columns)
+        self._enter(ids, classes, areas, values, step, source)
+
+    def add_gathered(
+        self, contribution: Contribution, step: int, *, leave_out: Tensor | None = None
+    ) -> None:
+        """The same for rows of training that every process has already; no communication."""
+        rows = self._rows(contribution, leave_out)
+        values = self._signals(rows)
+        self._enter(rows.pool_id, rows.gt_class, rows.area, values, step, TRAINING)
+
+    @staticmethod
+    def _rows(contribution: Contribution, leave_out: Tensor | None) -> Contribution:
+        keep = contribution.pool_id >= 0
+        return contribution[keep if leave_out is None else keep & ~leave_out]
+
+    def _signals(self, rows: Contribution) -> list[Tensor]:
+        return [signal_column(rows, name).float() for name in self.signals]
+
+    def _enter(self, ids, classes, areas, values, step: int, source: int) -> None:
         self.step = step
         if len(ids):
-            self._add(ids, classes, areas, np.stack(values, axis=1).astype(np.float64), source)
+            values = torch.stack(list(values), dim=1).double().numpy()
+            self._add(ids.numpy(), classes.numpy(), areas.numpy(), values, source)
 
     def _add(
         self,
@@ -353,7 +367,11 @@ class Posterior:
 
     def value(self, pool_ids: np.ndarray | Tensor) -> np.ndarray:
         """(N,) expected quality of each cut-out over all signals; 0 at most if never scored."""
-        return value_of(self.get(pool_ids).mean, self.weights, self.ceilings)
+        return self.value_of(self.get(pool_ids))
+
+    def value_of(self, belief: Belief) -> np.ndarray:
+        """(N,) expected quality over all signals."""
+        return value_of(belief.mean, self.weights, self.ceilings)
 
     def auditions(self, pool_ids: np.ndarray) -> np.ndarray:
         """(N,) int64: how often each cut-out was auditioned."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,12 @@ class HeadGradients:
     """Of R rows, for one head.
 
     Attributes:
-        gradient: (R, D) float32, of each row's own loss.
+        gradient: (R, D) float32, of each row's own loss; None where only that was asked for.
         loss: (R,) float32, nats.
         probabilities: (R, num_classes) float32, or None if the head does not classify.
     """
 
-    gradient: Tensor
+    gradient: Tensor | None
     loss: Tensor
     probabilities: Tensor | None
 
@@ -133,6 +134,12 @@ class ProjectedGradients:
         """Whether a head looks at the masks of regions."""
         return any(loss.needs_masks for loss in self._losses.values())
 
+    def full_precision(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The feature maps that the heads pool from, for all heads at once, as float32."""
+        by_head = [loss.feature_names() for loss in self._losses.values()]
+        names = sorted({*chain(*by_head)}) if all(by_head) else features
+        return {name: features[name].detach().float() for name in names}
+
     def signature(self) -> dict:
         """What two runs must share for their vectors to be comparable; plain numbers and text."""
         return {
@@ -155,6 +162,8 @@ class ProjectedGradients:
         rois: RoiBatch,
         classes: Tensor,
         index: Tensor | None = None,
+        *,
+        backward: bool = True,
     ) -> HeadGradients:
         """Gradients of R rows. A row is a region under a class; a region may have several rows.
 
@@ -164,45 +173,79 @@ class ProjectedGradients:
             rois: M regions.
             classes: (R,) int64 in [0, num_classes), what each row claims to be.
             index: (R,) int64, the region of each row; None: row r is region r.
+            backward: take gradients; without, the losses alone cost half or less.
         """
         loss = self._losses[head]
         device = next(iter(features.values())).device
-        classes = classes.to(device)
-        index = torch.arange(len(rois), device=device) if index is None else index.to(device)
-        if len(index) == 0:
+        classes = classes.to(device, non_blocking=True)
+        if len(classes) == 0:
             size = self.layouts[head].size
-            return HeadGradients(
-                torch.zeros(0, size, device=device), torch.zeros(0, device=device), None
-            )
+            nothing = torch.zeros(0, size, device=device)
+            return HeadGradients(nothing if backward else None, nothing[:, 0], None)
+        if index is not None:
+            index = index.to(device, non_blocking=True)
+        elif len(classes) > self.chunk:
+            index = torch.arange(len(rois), device=device)
         with frozen_statistics(list(loss.modules().values())):
             with torch.no_grad():
                 pooled = loss.pool(features, rois)
             parts = [
-                self._run(loss, pooled, rois, classes[rows], index[rows])
-                for rows in torch.arange(len(index), device=device).split(self.chunk)
+                self._run(
+                    loss,
+                    pooled,
+                    rois,
+                    classes[start : start + self.chunk],
+                    None if index is None else index[start : start + self.chunk],
+                    backward,
+                )
+                for start in range(0, len(classes), self.chunk)
             ]
+        if len(parts) == 1:
+            return HeadGradients(*parts[0])
         gradient, losses, probabilities = zip(*parts, strict=True)
         return HeadGradients(
-            torch.cat(gradient),
+            torch.cat(gradient) if backward else None,
             torch.cat(losses),
             None if probabilities[0] is None else torch.cat(probabilities),
         )
 
     def _run(
-        self, loss: HeadLoss, pooled: Tensor, rois: RoiBatch, classes: Tensor, index: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        loss: HeadLoss,
+        pooled: Tensor,
+        rois: RoiBatch,
+        classes: Tensor,
+        index: Tensor | None,
+        backward: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         projections, layout = self._projections[loss.name], self.layouts[loss.name]
         selected = loss.class_channels()
         channels = {} if selected is None else {selected: classes}
-        with torch.enable_grad(), LayerCapture(self._layers[loss.name], channels) as capture:
-            losses, probabilities = loss.losses(pooled[index], classes, rois, index)
+        rows = pooled if index is None else pooled.index_select(0, index)
+        capture = LayerCapture(self._layers[loss.name], channels)
+        with torch.set_grad_enabled(backward), capture:
+            losses, probabilities = loss.losses(
+                rows, classes, rois, slice(None) if index is None else index
+            )
             # Rows do not see each other: the gradient of the sum holds each row's own.
-            total = losses.sum() * _LOSS_SCALE
-        gradient = torch.zeros(len(index), layout.size, device=pooled.device)
+            total = losses.sum() * _LOSS_SCALE if backward else None
+        if total is None:
+            return None, losses, probabilities
+        parts: dict[str, Tensor] = {}
         for call, output_gradient in capture.gradients(total):
-            gradient[:, layout.slices[call.layer]] += projections[call.layer](call, output_gradient)
-        gradient /= _LOSS_SCALE
-        return gradient, losses.detach(), probabilities
+            part = projections[call.layer](call, output_gradient)
+            earlier = parts.get(call.layer)  # a layer may be used more than once
+            parts[call.layer] = part if earlier is None else earlier + part
+        gradient = torch.cat(
+            [
+                parts[name]
+                if name in parts
+                else pooled.new_zeros(len(rows), size.stop - size.start)
+                for name, size in layout.slices.items()
+            ],
+            dim=1,
+        )
+        return gradient / _LOSS_SCALE, losses.detach(), probabilities
 
 
 def sum_by_instance(rows: Tensor, instance: Tensor, num_instances: int) -> Tensor:
@@ -214,12 +257,6 @@ def sum_by_instance(rows: Tensor, instance: Tensor, num_instances: int) -> Tenso
         num_instances: N.
 
     Returns:
-        (N, ...); NaN for an instance without an ROI, which is missing and not zero.
+        (N, ...); 0 for an instance without an ROI.
     """
-    if len(instance) == num_instances and torch.equal(
-        instance, torch.arange(num_instances, device=instance.device)
-    ):
-        return rows.clone()
-    total = rows.new_zeros(num_instances, *rows.shape[1:]).index_add_(0, instance, rows)
-    total[torch.bincount(instance, minlength=num_instances) == 0] = torch.nan
-    return total
+    return rows.new_zeros(num_instances, *rows.shape[1:]).index_add_(0, instance, rows)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,18 +20,18 @@ def _mix(values: Tensor) -> Tensor:
     return (values.view(torch.int32).long() * 0x9E3779B1) & 0xFFFFFFFF
 
 
-def _quantile_of_sorted(rows: Tensor, counts: Tensor, q: Tensor) -> Tensor:
+def _quantile_of_sorted(rows: Tensor, counts: Tensor, q: float) -> Tensor:
     """Linearly interpolated quantile of the first ``counts`` entries of ascending rows.
 
     Args:
         rows: (N, M) float32, each row ascending in its first ``counts`` entries.
         counts: (N,) int64.
-        q: (N,) float32 in [0, 1].
+        q: in [0, 1].
 
     Returns:
         (N,) float32; NaN where the count is 0.
     """
-    position = q.double() * (counts - 1).clamp(min=0)
+    position = q * (counts - 1).clamp(min=0).double()
     below = position.floor().long()
     above = torch.minimum(below + 1, (counts - 1).clamp(min=0))
     low = rows.gather(1, below[:, None])[:, 0].double()
@@ -67,6 +70,8 @@ class ReferenceWindow:
         self.n_min = n_min
         self._values = torch.full((len(self.groups), size), torch.nan)
         self._total = torch.zeros(len(self.groups), dtype=torch.int64)
+        # Sorted values of a group (None: of all) that quantiles have asked for since the last add.
+        self._pools: dict[int | None, Tensor] = {}
 
     @property
     def num_classes(self) -> int:
@@ -93,6 +98,7 @@ class ReferenceWindow:
         classes, values = classes[known], values[known]
         if len(classes) == 0:
             return
+        self._pools.clear()
         if classes.min() < 0 or classes.max() >= self.num_classes:
             raise ValueError(f"classes must lie in [0, {self.num_classes}).")
         # Sorting by value itself would forget a step's low values before its high ones.
@@ -105,54 +111,61 @@ class ReferenceWindow:
         self._values[classes[kept], slots[kept]] = values[kept]
         self._total += added
 
-    def quantile(self, classes: Tensor, q: float | Tensor) -> Tensor:
+    def quantile(self, classes: Tensor, q: float) -> Tensor:
         """Quantile of the recent values of each given class, borrowed where it is thin.
 
         Args:
             classes: (N,) int64.
-            q: a number in [0, 1], or (N,) of them.
+            q: in [0, 1].
 
         Returns:
             (N,) float32 on the CPU; NaN where all classes together hold fewer than ``n_min``.
         """
-        classes = torch.as_tensor(classes).detach().long().cpu()
-        q = torch.as_tensor(q, dtype=torch.float32).cpu().expand(len(classes))
-        counts = self.count(classes)
-        result = _quantile_of_sorted(self._values[classes].sort(dim=1).values, counts, q)
-        thin = counts < self.n_min
-        if thin.any():
-            backing = self._backing_quantile(classes[thin], q[thin])
-            share = counts[thin] / self.n_min
-            own = result[thin].nan_to_num()  # its share is 0 where it has no value
-            result[thin] = share * own + (1 - share) * backing
+        (result,) = self.quantiles(classes, (q,))
         return result
 
-    def _backing_quantile(self, classes: Tensor, q: Tensor) -> Tensor:
+    def quantiles(self, classes: Tensor, qs: Sequence[float]) -> list[Tensor]:
+        """Several of them, for little more than one."""
+        classes = torch.as_tensor(classes).detach().long().cpu()
+        counts = self.count(classes)
+        rows = self._values[classes].sort(dim=1).values
+        thin = counts < self.n_min
+        share = counts[thin] / self.n_min
+        results = []
+        for q in qs:
+            result = _quantile_of_sorted(rows, counts, q)
+            if len(share):
+                backing = self._backing_quantile(classes[thin], q)
+                own = result[thin].nan_to_num()  # its share is 0 where it has no value
+                result[thin] = share * own + (1 - share) * backing
+            results.append(result)
+        return results
+
+    def _backing_quantile(self, classes: Tensor, q: float) -> Tensor:
         """(N,) quantile of each class's group, the group backed by all classes."""
         groups = self.groups[classes]
-        result = torch.empty(len(classes))
-        everything: Tensor | None = None
-        for group in groups.unique():
-            rows = groups == group
-            pooled, count = self._pooled(self.groups == group, q[rows])
+        result = torch.full((len(classes),), torch.nan)
+        for group in groups.unique().tolist():
+            pooled, count = self._pooled_quantile(group, q)
             if count < self.n_min:
-                if everything is None:
-                    everything, total = self._pooled(torch.ones_like(self.groups).bool(), q)
-                    if total < self.n_min:
-                        return torch.full_like(result, torch.nan)
+                everything, total = self._pooled_quantile(None, q)
+                if total < self.n_min:
+                    return torch.full_like(result, torch.nan)
                 share = count / self.n_min
-                pooled = share * pooled.nan_to_num() + (1 - share) * everything[rows]
-            result[rows] = pooled
+                pooled = (share * pooled if count else 0.0) + (1 - share) * everything
+            result[groups == group] = pooled
         return result
 
-    def _pooled(self, members: Tensor, q: Tensor) -> tuple[Tensor, int]:
-        values = self._values[members].flatten()
-        values = values[values.isfinite()].sort().values
-        count = len(values)
-        if count == 0:
-            return torch.full_like(q, torch.nan), 0
-        rows = values.expand(len(q), count)
-        return _quantile_of_sorted(rows, torch.full((len(q),), count), q), count
+    def _pooled_quantile(self, group: int | None, q: float) -> tuple[float, int]:
+        """Quantile and number of the values of all classes of a group (None: of all groups)."""
+        if group not in self._pools:
+            values = self._values if group is None else self._values[self.groups == group]
+            # NumPy's sort is several times as fast as torch's, and pools are large.
+            self._pools[group] = torch.from_numpy(np.sort(values[values.isfinite()].numpy()))
+        pool = self._pools[group]
+        if len(pool) == 0:
+            return math.nan, 0
+        return float(_quantile_of_sorted(pool[None], torch.tensor([len(pool)]), q)), len(pool)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"values": self._values.clone(), "total": self._total.clone()}
@@ -169,5 +182,6 @@ class ReferenceWindow:
                 tuple(self._values.shape),
             )
             return
+        self._pools.clear()
         self._values.copy_(values)
         self._total.copy_(state["total"])

@@ -13,9 +13,11 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from detectron2.utils.registry import Registry
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.exchange import send
 from gal_d2.scoring.layer_capture import can_select_channels, find_layers
 
 HEAD_LOSS_REGISTRY = Registry("HEAD_LOSS")
@@ -34,16 +37,70 @@ class RoiBatch:
     """Regions to score, image by image.
 
     Attributes:
-        boxes: per image, (M_i, 4) XYXY in pixels of the network's input.
+        boxes: per image, (M_i, 4) XYXY in pixels of the network's input; with boxes on the CPU the
+            host never waits for a device. Feature maps and masks may be on another one.
         masks: per image, the M_i ground-truth masks (of the whole image); None where no head needs
             them.
     """
 
     boxes: list[Boxes]
     masks: list[BitMasks | PolygonMasks] | None = None
+    _sorted: dict[tuple, _SortedRois] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(len(boxes) for boxes in self.boxes)
+
+    def pool(self, pooler: nn.Module, levels: list[Tensor]) -> Tensor:
+        """(M, C, H, W) features of the regions, as the pooler has them.
+
+        detectron2's pooler asks its device which boxes belong to which level; this sorts them
+        before. Heads that pool from the same levels share that.
+        """
+        device = levels[0].device
+        if not isinstance(pooler, ROIPooler):
+            return pooler(levels, [Boxes(send(boxes.tensor, device)) for boxes in self.boxes])
+        key = pooler.min_level, pooler.max_level, pooler.canonical_level, device
+        key += (pooler.canonical_box_size,)
+        if key not in self._sorted:
+            self._sorted[key] = self._sort(pooler, device)
+        rois = self._sorted[key]
+        pooled = torch.cat(
+            [
+                pool(level, boxes)
+                for pool, level, boxes in zip(
+                    pooler.level_poolers, levels, rois.boxes.split(rois.counts), strict=True
+                )
+                if len(boxes)
+            ]
+        )
+        return pooled if rois.place is None else pooled.index_select(0, rois.place)
+
+    def _sort(self, pooler: ROIPooler, device: torch.device) -> _SortedRois:
+        boxes = torch.cat([b.tensor for b in self.boxes])
+        images = [boxes.new_full((len(b), 1), i) for i, b in enumerate(self.boxes)]
+        rois = torch.cat([torch.cat(images), boxes], dim=1)
+        level = assign_boxes_to_levels(
+            self.boxes,
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        order = level.argsort(stable=True)
+        counts = torch.bincount(level, minlength=len(pooler.level_poolers)).tolist()
+        is_sorted = bool((level[1:] >= level[:-1]).all())
+        place = None if is_sorted else send(order.argsort(), device)
+        return _SortedRois(send(rois[order], device), counts, place)
+
+
+@dataclass(frozen=True)
+class _SortedRois:
+    """Regions by level: (M, 5) image and XYXY, how many in each, and (M,) where each one is now
+    (None: where it was)."""
+
+    boxes: Tensor
+    counts: list[int]
+    place: Tensor | None
 
 
 class HeadLoss(ABC):
@@ -80,13 +137,17 @@ class HeadLoss(ABC):
         """Name of a layer of which the loss sees only the output channel of a row's class."""
         return None
 
+    def feature_names(self) -> Sequence[str]:
+        """The feature maps that it pools from; none: it may ask for any."""
+        return ()
+
     @abstractmethod
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
         """(M, C, H, W) features of the regions."""
 
     @abstractmethod
     def losses(
-        self, pooled: Tensor, classes: Tensor, rois: RoiBatch, index: Tensor
+        self, pooled: Tensor, classes: Tensor, rois: RoiBatch, index: Tensor | slice
     ) -> tuple[Tensor, Tensor | None]:
         """The loss of R rows; a row is a region under a class.
 
@@ -94,7 +155,7 @@ class HeadLoss(ABC):
             pooled: (R, C, H, W), features of region ``index[r]``.
             classes: (R,) int64 in [0, num_classes).
             rois: all M regions.
-            index: (R,) int64, the region of each row.
+            index: (R,) int64, the region of each row, or a slice of all: row r is of region r.
 
         Returns:
             (R,) float32 loss in nats; and (R, num_classes) probabilities of the classes, or None
@@ -125,11 +186,37 @@ def layers_below(
 
 
 def pool_boxes(
-    pooler: nn.Module, names: Sequence[str], features: Mapping[str, Tensor], boxes: list[Boxes]
+    pooler: nn.Module, names: Sequence[str], features: Mapping[str, Tensor], rois: RoiBatch
 ) -> Tensor:
-    """(M, C, H, W): the named feature maps, without gradient, pooled at M boxes."""
+    """(M, C, H, W): the named feature maps, without gradient, pooled at M regions."""
     # Half-precision feature maps would make the pooler round the boxes to half precision too.
-    return pooler([features[name].detach().float() for name in names], boxes)
+    return rois.pool(pooler, [features[name].detach().float() for name in names])
+
+
+def crop_masks(rois: RoiBatch, size: int, device: torch.device) -> Tensor:
+    """(M, size, size) bool: of each region, what of it its mask covers.
+
+    As ``BitMasks.crop_and_resize``, with one copy of boxes to the device for all images.
+    """
+    if not all(isinstance(masks, BitMasks) for masks in rois.masks):
+        parts = [
+            masks.crop_and_resize(boxes.tensor, size)
+            for masks, boxes in zip(rois.masks, rois.boxes, strict=True)
+            if len(boxes)
+        ]
+        return torch.cat(parts).to(device)
+    first = torch.cat([torch.arange(len(boxes)) for boxes in rois.boxes])
+    boxes = torch.cat([boxes.tensor for boxes in rois.boxes])
+    boxes = send(torch.cat([first.to(boxes)[:, None], boxes], dim=1), device)
+    align = ROIAlign((size, size), 1.0, 0, aligned=True)
+    parts = [
+        align(masks.tensor.float()[:, None], of_image)[:, 0]
+        for masks, of_image in zip(
+            rois.masks, boxes.split([len(b) for b in rois.boxes]), strict=True
+        )
+        if len(of_image)
+    ]
+    return torch.cat(parts) >= 0.5
 
 
 @register_head_loss
@@ -172,9 +259,11 @@ class MaskLoss(HeadLoss):
             return f"mask_head.{name}"
         return None
 
+    def feature_names(self) -> Sequence[str]:
+        return self.roi_heads.mask_in_features
+
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
-        heads = self.roi_heads
-        return pool_boxes(heads.mask_pooler, heads.mask_in_features, features, rois.boxes)
+        return pool_boxes(self.roi_heads.mask_pooler, self.feature_names(), features, rois)
 
     def losses(self, pooled, classes, rois, index):
         # One channel: the head is class-agnostic, or only that of the class was computed.
@@ -183,13 +272,8 @@ class MaskLoss(HeadLoss):
             logits = logits[:, 0]
         else:
             logits = logits[torch.arange(len(logits), device=logits.device), classes]
-        targets = torch.cat(
-            [
-                masks.crop_and_resize(boxes.tensor, logits.shape[-1]).to(logits.device)
-                for masks, boxes in zip(rois.masks, rois.boxes, strict=True)
-                if len(boxes)
-            ]
-        )[index]
+        targets = crop_masks(rois, logits.shape[-1], logits.device)
+        targets = targets[index]
         loss = F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
         return loss.flatten(1).mean(1), None
 
@@ -236,29 +320,31 @@ class BoxLoss(HeadLoss):
     def layers(self) -> dict[str, nn.Module]:
         return layers_below(self.modules(), skip=self._REGRESSION)
 
+    def feature_names(self) -> Sequence[str]:
+        return self.roi_heads.box_in_features
+
     def pool(self, features: Mapping[str, Tensor], rois: RoiBatch) -> Tensor:
-        heads = self.roi_heads
-        return pool_boxes(heads.box_pooler, heads.box_in_features, features, rois.boxes)
+        return pool_boxes(self.roi_heads.box_pooler, self.feature_names(), features, rois)
 
     def losses(self, pooled, classes, rois, index):
-        stages = self._stages()
-        num_classes = self.roi_heads.num_classes
-        loss, probabilities = 0.0, 0.0
-        for head, predictor in stages:
+        losses, probabilities = [], []
+        for head, predictor in self._stages():
             predictions = predictor(head(pooled))
             logits = predictions if isinstance(predictions, Tensor) else predictions[0]
             logits = logits.float()
-            if logits.shape[1] != num_classes + 1:
+            if logits.shape[1] != self.roi_heads.num_classes + 1:
                 raise UserError(
                     f"The box predictor {type(predictor).__name__} gives {logits.shape[1]} logits "
-                    f"for {num_classes} classes: give one for each and one for the background, or "
-                    "register a head loss (docs/your_model.md)."
+                    f"for {self.roi_heads.num_classes} classes: give one for each and one for the "
+                    "background, or register a head loss (docs/your_model.md)."
                 )
-            loss = loss + classification_loss(logits, classes, predictor)
+            losses.append(classification_loss(logits, classes, predictor))
             is_sigmoid = getattr(predictor, "use_sigmoid_ce", False)
             stage = logits.detach().sigmoid() if is_sigmoid else logits.detach().softmax(1)
-            probabilities = probabilities + stage[:, :num_classes] / len(stages)
-        return loss, probabilities
+            probabilities.append(stage[:, : self.roi_heads.num_classes])
+        if len(losses) == 1:
+            return losses[0], probabilities[0]
+        return torch.stack(losses).sum(0), torch.stack(probabilities).mean(0)
 
 
 def classification_loss(logits: Tensor, classes: Tensor, predictor: nn.Module) -> Tensor:

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
 from gal_d2.data.probe import probe_samples
-from gal_d2.engine.judge import InstanceJudge, Verdict, decision_metrics
+from gal_d2.engine.judge import InstanceJudge, Verdict, decision_metrics, gradient_heads
 from gal_d2.engine.setup import load_config
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
@@ -39,22 +39,10 @@ def make_target(sources: list[int]) -> Instances:
     n = len(sources)
     return Instances(
         (8, 8),
-        gt_boxes=Boxes(torch.zeros(n, 4)),
+        gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(n, 1)),
         gt_classes=torch.zeros(n, dtype=torch.int64),
         instance_source=torch.tensor(sources),
     )
-
-
-def test_rejections_land_on_the_pasted_targets_of_their_image():
-    contribution = make_contribution([0, 0, 2], [0.0] * 3)
-    targets = [make_target([0, 1, 0, 1]), make_target([0]), make_target([1, 0])]
-    rejected = torch.tensor([False, True, True])
-    masks = InstanceJudge._by_target(rejected, contribution, targets)
-    assert [mask.tolist() for mask in masks] == [
-        [False, False, False, True],
-        [False],
-        [True, False],
-    ]
 
 
 class FakeJudge:
@@ -112,12 +100,34 @@ def test_one_weight_for_each_head(lvis_root, repository, monkeypatch, tmp_path):
         (("GAL.SCORER.ROIS", "boxes"), "GAL.SCORER.ROIS is 'boxes': choose gt or proposals"),
         (("GAL.SCORER.TARGET", "val"), "GAL.SCORER.TARGET is 'val': choose train or probe"),
         (("GAL.SCORER.MAX_PROPOSALS", "0"), "MAX_PROPOSALS is 0: set it to 1 or more"),
+        (("GAL.SCORER.GRADIENTS", "some"), "GAL.SCORER.GRADIENTS is 'some': choose needed or all"),
     ],
 )
 def test_options_that_make_no_sense(lvis_root, repository, monkeypatch, tmp_path, options, message):
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
     with pytest.raises(UserError, match=message):
         InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["box"]),
+        (("GAL.SCORER.GRADIENTS", "all"), ["box", "mask"]),
+        (("GAL.SCORER.SCORE_WEIGHTS", "[0.5, 0.5]"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['mask_score', 'box_loss']"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['phi']"), ["box", "mask"]),
+        (
+            ("GAL.SCORER.SCORE_WEIGHTS", "[0, 0]", "GAL.POSTERIOR.SIGNALS", "['mask_loss']"),
+            ["box"],
+        ),
+    ],
+)
+def test_gradients_are_taken_of_the_heads_that_something_uses(
+    lvis_root, repository, monkeypatch, tmp_path, options, expected
+):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    assert gradient_heads(cfg) == expected
 
 
 def judged_model(cfg) -> tuple[torch.nn.Module, InstanceJudge, list[dict]]:
@@ -155,6 +165,7 @@ def test_probe_images_are_learnt_from_and_leave_no_trace(
                 judge.start_step(0, batch)
             torch.manual_seed(1)
             model(batch)
+        judge.finish_step()
         buffers.append({n: v.clone() for n, v in model.state_dict().items()})
         model.load_state_dict(state)
     assert all(torch.equal(value, buffers[1][name]) for name, value in buffers[0].items())
@@ -178,6 +189,7 @@ def test_scores_on_proposals(lvis_root, repository, monkeypatch, tmp_path):
     judge.start_step(0, batch)
     with EventStorage():
         model(batch)
+    judge.finish_step()
     num_rois = judge.verdict.contribution.num_rois
     assert len(num_rois) > 4 and (num_rois <= 3).all()
     assert (num_rois == 3).sum() > len(num_rois) / 2  # two copies and the box; less where they tie
@@ -192,6 +204,8 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
         assert judge.verdict is None and judge.scorer.cache.count("box").sum() == 0
         judge.start_step(0, batch)
         model(batch)
+        assert judge.verdict is None  # nobody waits for it in the forward pass
+        judge.finish_step()
         learnt, verdict = judge.scorer.cache.count("box").clone(), judge.verdict
         assert learnt.sum() > 0
         losses = model(batch)  # after it
@@ -209,7 +223,8 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
     judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
     judge.resume(0)
-    judge.start_step(0, [{"image_id": 1}])
+    target = make_target([1, 1, 1, 1])
+    judge.start_step(0, [{"image_id": 1, "instances": target}])
     judge.scorer.cache.num_updates[:3] = torch.tensor([2, 1, 5])
     contribution = replace(
         make_contribution([0, 0, 0, 0], [0.9, 0.5, 0.5, 0.1]),
@@ -218,8 +233,9 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
         area=torch.full((4,), 2000.0),
     )
     contribution.pool_id[2] = -1
-    monkeypatch.setattr(judge.scorer, "step", lambda *args, **options: contribution)
-    (rejected,) = judge({}, [make_target([1, 1, 1, 1])], [])
+    monkeypatch.setattr(judge.scorer, "begin", lambda *args, **options: "begun")
+    monkeypatch.setattr(judge.scorer, "finish", lambda begun: (contribution, contribution))
+    (rejected,) = judge({}, [target], [])
 
     # Class 1 is young, and the third is not from the pool.
     assert judge.posterior.pool_ids.tolist() == [0, 3]

@@ -46,6 +46,28 @@ def test_every_precision_learns_in_its_own_type(dtype):
     assert model.linear.weight.dtype == torch.float32
 
 
+def test_the_host_s_work_comes_after_the_backward_pass_and_before_the_step():
+    model, seen = Regression(), []
+
+    def look() -> None:
+        weight = model.linear.weight
+        seen.append((weight.grad is not None, weight.detach().clone()))
+
+    trainer = MixedPrecisionTrainer(
+        model,
+        itertools.repeat([torch.ones(4)]),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        None,
+        on_backward=look,
+    )
+    before = model.linear.weight.detach().clone()
+    with EventStorage() as trainer.storage:
+        trainer.run_step()
+    ((has_gradient, weight),) = seen
+    assert has_gradient and torch.equal(weight, before)
+    assert not torch.equal(model.linear.weight, before)
+
+
 def test_the_loss_scale_is_part_of_the_state():
     trainer = MixedPrecisionTrainer(
         Regression(), [], torch.optim.SGD([torch.zeros(1)], 0.1), torch.float16

@@ -115,6 +115,39 @@ def test_what_is_not_finite_or_zero_never_enters(bad):
     assert cache.count("box").tolist() == [1, 0, 0]
 
 
+def test_autocast_does_not_round_the_averages():
+    cache, gradient = small_cache(), [[1.001, 2.002]]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cache.update(rows(gradient, [0]))
+        direction = cache.direction("box", torch.tensor([0]))
+    torch.testing.assert_close(
+        cache.real_gradient("box", torch.tensor([0])), torch.tensor(gradient)
+    )
+    torch.testing.assert_close(direction, F.normalize(torch.tensor(gradient)))
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_products_make_the_cosine_and_the_raw_product(by_layer):
+    cache = GradientCache({"box": [2, 3]}, 3, by_layer=by_layer, num_partners=2, partner_every=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        gradient = torch.randn(4, 5, generator=generator)
+        slots = [REAL, REAL, REAL, 0]
+        cache.update(
+            rows(gradient, [0, 1, 2, 0], slots),
+            (torch.tensor([0]), torch.tensor([[0.2, 0.5, 0.3]])),
+        )
+    classes, gradient = torch.tensor([0, 2]), torch.randn(2, 5, generator=generator)
+    weights = cache.direction_weights("box", classes)
+    along, norm, raw = cache.products("box", classes, weights, gradient)
+    cosine = (cache.direction("box", classes) * cache.unit("box", gradient)).sum(1)
+    torch.testing.assert_close(along / norm / gradient.norm(dim=1), cosine)
+    torch.testing.assert_close(
+        raw * cache.raw_factor("box", classes),
+        (cache.real_gradient("box", classes) * gradient).sum(1),
+    )
+
+
 # -- Contrast
 
 

@@ -209,6 +209,28 @@ def test_one_head_alone_works(tiny, batch, heads):
     assert again.score.isnan().tolist() == [False, True, False, True, False]
 
 
+def test_a_head_without_gradients_has_the_same_loss_and_the_score_is_the_same(tiny, batch):
+    both = ContributionScorer(tiny.roi_heads(), **OPTIONS)
+    box = ContributionScorer(tiny.roi_heads(), gradient_heads=["box"], **OPTIONS)
+    for _ in range(3):
+        one, two = both.step(*batch), box.step(*batch)
+    assert box.cache.heads == ("box",)
+    one, two = (scorer.score(*batch, which="all") for scorer in (both, box))
+    assert one.score.isfinite().sum() == 3
+    torch.testing.assert_close(two.score, one.score, equal_nan=True)
+    torch.testing.assert_close(two.head_score["box"], one.head_score["box"], equal_nan=True)
+    assert two.head_score["mask"].isnan().all() and (two.phi - one.phi).abs().nansum() > 0
+    for head in ("box", "mask"):
+        torch.testing.assert_close(two.head_loss[head], one.head_loss[head])
+
+
+def test_a_head_without_gradients_can_have_no_weight(tiny):
+    with pytest.raises(ValueError, match="score_weights has .'mask'."):
+        ContributionScorer(
+            tiny.roi_heads(), gradient_heads=["box"], score_weights={"box": 1.0, "mask": 0.5}
+        )
+
+
 def test_an_instance_without_a_region_is_missing_not_zero(tiny):
     features = tiny.features()
     scorer = ContributionScorer(tiny.roi_heads(), **OPTIONS)
@@ -277,8 +299,8 @@ def test_at_most_so_many_real_instances_of_a_class_spread_over_the_batch(tiny):
     features = tiny.features()
     many = [(i // 4, [2 * i, 2, 2 * i + 20, 30], 1, 0, -1) for i in range(8)]
     scorer = ContributionScorer(tiny.roi_heads(), max_real_per_class=3, **OPTIONS)
-    chosen = scorer._choose_real(scorer._table(tiny.targets(many)))
-    assert chosen.tolist() == [0, 2, 5]
+    plan = scorer.plan(tiny.targets(many), learn=True)
+    assert plan.target[plan.table.learnt].tolist() == [0, 2, 5]
     scorer.step(features, tiny.targets(many))
     assert scorer.cache.count("box").tolist() == [0, 3, 0, 0, 0]
     assert scorer.reference[SCORE_KEY].count(torch.tensor([1])) == 0  # nothing to compare with yet

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from test_projected_gradients import MODELS, classes_of, roi_batch
 from torch.nn import functional as F
 
+from gal_d2.scoring.exchange import HostCopy, PackedExchange
 from gal_d2.scoring.gathering import gather_columns, mean_over_processes
-from gal_d2.scoring.gradient_exchange import gather_rows
 from gal_d2.scoring.projected_gradients import ProjectedGradients
 from gal_d2.scoring.scorer import ContributionScorer
 
@@ -80,8 +80,8 @@ def test_steps_score_as_on_the_cpu(tiny):
             ]
             features, targets = on(device, tiny.features(seed=seed), tiny.targets(rows))
             last = scorer.step(features, targets)
-        assert last.score.device.type == device
-        scored.append(last.to("cpu"))
+        assert last.score.is_cpu
+        scored.append(last)
     cpu, cuda = scored
     assert cpu.score.isfinite().all()
     torch.testing.assert_close(cuda.score, cpu.score, rtol=1e-3, atol=1e-3)
@@ -105,6 +105,17 @@ def test_exchanges_through_nccl(nccl):
     assert floats.tolist() == [0.5, 1.5] and numbers.tolist() == [3, 4]
     assert floats.device.type == numbers.device.type == "cpu"
     assert mean_over_processes(torch.tensor(2.0, device="cuda")) == 2.0
-    blocks = torch.rand(3, 4, device="cuda"), torch.rand(0, 2), torch.rand(2, 5)
-    for got, block in zip(gather_rows(*blocks), blocks, strict=True):
-        assert got.device == block.device and torch.equal(got, block)
+    exchange = PackedExchange()
+    for length in (3, 2):  # the second has room
+        small, large = (torch.rand(length, n, device="cuda") for n in (1, 4))
+        (known_and_small,), (there,) = exchange.start(torch.ones(2), [small], [large]).get()
+        assert known_and_small.is_cpu and there.is_cuda
+        assert torch.equal(known_and_small, torch.cat([torch.ones(2), small.flatten().cpu()]))
+        assert torch.equal(there, large.flatten())
+
+
+def test_a_copy_to_the_host_has_what_was_there_when_it_was_asked_for():
+    tensor = torch.arange(1 << 20, device="cuda")
+    copy = HostCopy(tensor)
+    tensor.zero_()
+    assert torch.equal(copy.get(), torch.arange(1 << 20))
