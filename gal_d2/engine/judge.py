@@ -40,7 +40,7 @@ from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.ledger import LedgerWriter
 from gal_d2.scoring.posterior import Posterior
 from gal_d2.scoring.proposals import sample_proposals
-from gal_d2.scoring.scorer import ContributionScorer, RealBatch
+from gal_d2.scoring.scorer import Begun, ContributionScorer, Plan, RealBatch
 from gal_d2.visualization.contact_sheet import save_png
 from gal_d2.visualization.samples import decision_sheet
 
@@ -274,6 +274,10 @@ class InstanceJudge(Judge):
         self.min_age = min_age
         # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
         self._armed = False
+        self._plan: Plan | None = None
+        self._begun: Begun | None = None
+        self._generator: torch.Generator | None = None
+        self._seconds = 0.0
 
     @classmethod
     def from_config(
@@ -307,12 +311,14 @@ class InstanceJudge(Judge):
                 f"The ROI heads {type(self.roi_heads).__name__} did not ask the judge in the last "
                 "step: have their forward call super().forward, and the model call its roi_heads."
             )
+        self.finish_step()  # of the last one, where a training loop of the user's own has not
         start = time.perf_counter()
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
-        # On the CPU, while the device still does the last step. Proposals are not known yet.
+        # On the CPU, while the device still does the last step. Proposals are not known yet, nor
+        # are targets that a model makes of other things.
         self._plan = None
-        if not self.max_proposals:
+        if not self.max_proposals and all("instances" in sample for sample in batch):
             self._plan = self.scorer.plan(
                 [sample["instances"] for sample in batch], learn=self.model is None
             )

@@ -170,6 +170,8 @@ def step(model, judge=None, target=None, **arguments):
         _, losses = model.roi_heads(
             images, make_features(), [make_proposals()], [target], **arguments
         )
+    if judge is not None:
+        judge.finish_step()
     return losses
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,7 +55,7 @@ def toy():
     gradients = ProjectedGradients(heads, ["box"], k=None, bias=True)
 
     def run(x, labels):
-        rois = RoiBatch([None] * len(x))
+        rois = RoiBatch([Boxes(torch.zeros(1, 4))] * len(x))
         return gradients(
             "box", {"p2": x[:, :, None, None]}, rois, labels, torch.arange(len(x))
         ).gradient

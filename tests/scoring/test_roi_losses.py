@@ -30,9 +30,10 @@ def test_pooled_features_are_those_of_the_pooler(rows, tiny):
     assert len(rois._sorted) == 1  # they share what was sorted
 
 
-def test_a_pooler_of_another_kind_is_asked_as_it_is():
-    boxes = [Boxes(torch.zeros(1, 4))]
-    assert RoiBatch(boxes).pool(lambda levels, given: (levels, given), [1]) == ([1], boxes)
+def test_a_pooler_of_another_kind_is_asked_where_its_features_are():
+    boxes, levels = [Boxes(torch.zeros(1, 4))], [torch.zeros(1, 2, 3, 3)]
+    asked, given = RoiBatch(boxes).pool(lambda *what: what, levels)
+    assert asked is levels and torch.equal(given[0].tensor, boxes[0].tensor)
 
 
 def test_masks_are_cropped_as_detectron2_crops_them(tiny):
