@@ -149,7 +149,8 @@ def test_to_bit_masks_and_boxes() -> None:
 
 def test_polygons_of_detectron2_are_bit_masks_when_they_are_asked_for():
     square, outside = [2.0, 1, 6, 1, 6, 4, 2, 4], [90.0, 90, 95, 90, 95, 95]
-    instances = Instances((10, 8), gt_boxes=Boxes(torch.zeros(3, 4)))
+    boxes = torch.tensor([[2.0, 1, 6, 4], [0, 0, 0, 0], [2, 1, 6, 4]])
+    instances = Instances((10, 8), gt_boxes=Boxes(boxes))
     masks = PolygonMasks([[np.array(square)], [np.array(outside)], [np.array(square)] * 2])
     instances.gt_masks = masks
     bits = as_bit_masks(instances).tensor
