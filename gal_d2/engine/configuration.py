@@ -11,6 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 
+_LARGEST = 2**63 - 1
+
 
 def load_config(
     config_file: str,
@@ -32,6 +34,7 @@ def load_config(
     if add_config is not None:
         add_config(cfg)
     add_gal_config(cfg)
+    defaults = dict(_items(cfg))
     if config_file:
         if not Path(config_file).is_file():
             raise UserError(
@@ -53,7 +56,21 @@ def load_config(
             f"command line option: {_reason(error, cfg)} (options are pairs KEY VALUE, as in "
             "SOLVER.BASE_LR 0.01; gal_d2/config.py lists this project's keys)"
         ) from error
+    for key, value in _items(cfg):
+        _check_value(key, value, defaults.get(key))
     return cfg
+
+
+def _check_value(key: str, value: object, default: object) -> None:
+    """Refuse what yacs takes for a value of any type."""
+    if value is None and default is not None:
+        raise UserError(
+            f"{key} is null, as an empty value in YAML is: give one, or leave the key out, for the "
+            f"default is {default!r}."
+        )
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int) and abs(number) > _LARGEST:
+            raise UserError(f"{key} has the number {str(number)[:20]}..., which is too large.")
 
 
 def _reason(error: Exception, cfg: CfgNode) -> str:
@@ -62,14 +79,15 @@ def _reason(error: Exception, cfg: CfgNode) -> str:
         text = f"'{error.filename}' does not exist"
     text = " ".join(text.split())[:500]
     unknown = text.rpartition(": ")[2] if "Non-existent" in text else ""
-    nearest = difflib.get_close_matches(unknown, list(_keys(cfg)), n=1) if unknown else []
+    known = [key for key, _ in _items(cfg)]
+    nearest = difflib.get_close_matches(unknown, known, n=1) if unknown else []
     return f"{text} (did you mean {nearest[0]}?)" if nearest else text
 
 
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    """Names of all options, with their dots."""
+def _items(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Names of all options, with their dots, and their values."""
     for key, value in node.items():
         if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield f"{prefix}{key}", value

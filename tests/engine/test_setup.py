@@ -38,6 +38,19 @@ def test_bad_options_are_the_command_lines_fault(opts):
         load_config("", opts)
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("GAL:\n  COPY_PASTE:\n    MAX_PASTES:\n", r"GAL.COPY_PASTE.MAX_PASTES is null.*is 19"),
+        (f"SOLVER:\n  MAX_ITER: {10**400}\n", r"SOLVER.MAX_ITER has the number 1000.*too large"),
+    ],
+)
+def test_values_that_yacs_lets_through(tmp_path, line, sentence):
+    (tmp_path / "c.yaml").write_text(line)
+    with pytest.raises(UserError, match=sentence):
+        load_config(str(tmp_path / "c.yaml"))
+
+
 def test_cuda_without_a_gpu_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = load_config("")
