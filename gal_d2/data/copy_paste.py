@@ -84,7 +84,7 @@ class PasteOptions:
 
 def _require(holds: bool, key: str, value: object, expected: str) -> None:
     if not holds:
-        raise UserError(f"GAL.COPY_PASTE.{key} is {value}; it must be {expected}.")
+        raise UserError(f"GAL.COPY_PASTE.{key} is {value!r}; it must be {expected}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,6 +68,9 @@ def _check_value(key: str, value: object, default: object) -> None:
             f"{key} is null, as an empty value in YAML is: give one, or leave the key out, for the "
             f"default is {default!r}."
         )
+    # Over a null in the file, the command line may give anything.
+    if isinstance(default, int | float) and not isinstance(value, int | float):
+        raise UserError(f"{key} is {value!r}: give a number; the default is {default!r}.")
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, int) and abs(number) > _LARGEST:
             raise UserError(f"{key} has the number {str(number)[:20]}..., which is too large.")

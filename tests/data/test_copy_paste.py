@@ -73,7 +73,7 @@ def test_docstring_examples(module) -> None:
     ],
 )
 def test_a_senseless_option_is_named(field: str, value: object, key: str) -> None:
-    with pytest.raises(UserError, match=rf"GAL\.COPY_PASTE\.{key} is {value}; it must be"):
+    with pytest.raises(UserError, match=rf"GAL\.COPY_PASTE\.{key} is {value!r}; it must be"):
         PasteOptions(**{field: value})
 
 

@@ -51,6 +51,13 @@ def test_values_that_yacs_lets_through(tmp_path, line, sentence):
         load_config(str(tmp_path / "c.yaml"))
 
 
+def test_text_over_a_null_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("GAL:\n  COPY_PASTE:\n    MIN_SIZE:\n")
+    assert load_config(str(tmp_path / "c.yaml"), ["GAL.COPY_PASTE.MIN_SIZE", "5"])
+    with pytest.raises(UserError, match=r"GAL.COPY_PASTE.MIN_SIZE is '': give a number"):
+        load_config(str(tmp_path / "c.yaml"), ["GAL.COPY_PASTE.MIN_SIZE", ""])
+
+
 def test_cuda_without_a_gpu_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = load_config("")
