@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
-import torch
+from scored import scored
 
 from gal_d2.data import snapshots as snapshots_module
 from gal_d2.data.posterior_view import PosteriorView, posterior_source
@@ -15,19 +15,7 @@ from gal_d2.scoring.posterior import Posterior
 
 
 def contribution(ids: np.ndarray, scores: np.ndarray) -> Contribution:
-    n = len(ids)
-    scores = torch.as_tensor(scores, dtype=torch.float32)
-    return Contribution(
-        pool_id=torch.as_tensor(ids),
-        image_index=torch.zeros(n, dtype=torch.int64),
-        gt_class=torch.zeros(n, dtype=torch.int64),
-        phi=scores,
-        score=scores,
-        head_score={},
-        head_loss={},
-        num_rois=torch.ones(n, dtype=torch.int64),
-        area=torch.full((n,), 1e6),
-    )
+    return scored(ids, scores, area=1e6)
 
 
 def write_run(folder, steps: range, posterior: Posterior, rng) -> Snapshots:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
+from scored import scored
 
 from gal_d2.engine.auditions import choose_for_audition
-from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.posterior import AUDITION, Posterior
 
 
 def believe(posterior: Posterior, scores: dict[int, float], times: int) -> None:
-    n = len(scores)
-    values = torch.tensor(list(scores.values()), dtype=torch.float32)
-    rows = Contribution(
-        pool_id=torch.tensor(list(scores)),
-        image_index=torch.zeros(n, dtype=torch.int64),
-        gt_class=torch.zeros(n, dtype=torch.int64),
-        phi=values,
-        score=values,
-        head_score={},
-        head_loss={},
-        num_rois=torch.ones(n, dtype=torch.int64),
-        area=torch.full((n,), 1e6),
-    )
+    rows = scored(list(scores), list(scores.values()), area=1e6)
     for _ in range(times):
         posterior.update(rows, posterior.step, source=AUDITION)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lvis_layout import USED_CATEGORIES
+from scored import scored
 
 from gal_d2.data.annotation_file import Category
 from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
@@ -23,7 +24,6 @@ from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolSto
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
 from gal_d2.scoring.acceptance import Decision
-from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.ledger import Ledger, LedgerWriter
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]
@@ -227,17 +227,7 @@ def test_begins_with_what_an_earlier_training_decided(tmp_path):
 def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
     count = len(pool_ids)
     ones = torch.ones(count)
-    contribution = Contribution(
-        pool_id=torch.tensor(pool_ids),
-        image_index=torch.zeros(count, dtype=torch.int64),
-        gt_class=torch.zeros(count, dtype=torch.int64),
-        phi=ones,
-        score=ones,
-        head_score={},
-        head_loss={},
-        num_rois=torch.ones(count, dtype=torch.int64),
-        area=torch.full((count,), 900.0),
-    )
+    contribution = scored(pool_ids, ones)
     decision = Decision(
         accept=torch.tensor(accepted),
         value=ones,

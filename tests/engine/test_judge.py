@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from scored import scored
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
 from gal_d2.data.probe import probe_samples
@@ -22,16 +23,15 @@ from gal_d2.scoring.contribution import Contribution
 
 def make_contribution(image_index: list[int], scores: list[float]) -> Contribution:
     n = len(image_index)
-    return Contribution(
-        pool_id=torch.arange(n),
-        image_index=torch.tensor(image_index),
+    zeros = torch.zeros(n)
+    return scored(
+        range(n),
+        scores,
+        image_index=torch.tensor(image_index, dtype=torch.int64),
         gt_class=torch.arange(n) % 3,
-        phi=torch.zeros(n),
-        score=torch.tensor(scores),
-        head_score={"box": torch.zeros(n)},
-        head_loss={"box": torch.zeros(n)},
-        num_rois=torch.ones(n, dtype=torch.int64),
-        area=torch.full((n,), 900.0),
+        phi=zeros,
+        head_score={"box": zeros},
+        head_loss={"box": zeros.clone()},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scored import scored
 
 from gal_d2.config import add_gal_config
 from gal_d2.data.posterior_draw import choose_from_best, posterior_moments, value_of
@@ -19,16 +20,14 @@ def contribution(pool_ids, classes, box, mask_loss=None, area=None) -> Contribut
     n = len(pool_ids)
     ones = torch.ones(n)
     mask_loss = ones if mask_loss is None else torch.as_tensor(mask_loss, dtype=torch.float32)
-    return Contribution(
-        pool_id=torch.as_tensor(pool_ids),
-        image_index=torch.zeros(n, dtype=torch.int64),
-        gt_class=torch.as_tensor(classes),
+    return scored(
+        pool_ids,
+        2 * ones,
+        gt_class=classes,
         phi=3 * ones,
-        score=2 * ones,
         head_score={"box": torch.as_tensor(box, dtype=torch.float32), "mask": ones},
         head_loss={"box": ones, "mask": mask_loss},
-        num_rois=torch.ones(n, dtype=torch.int64),
-        area=torch.full((n,), 1e6) if area is None else torch.as_tensor(area).float(),
+        area=1e6 if area is None else torch.as_tensor(area).float(),
     )
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
+from scored import scored
 
 from gal_d2.scoring.acceptance import Decision
-from gal_d2.scoring.contribution import Contribution
 from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL
 from gal_d2.visualization.samples import (
     crop_instance,
@@ -71,18 +71,7 @@ def test_unsure_predictions_are_left_out():
 
 @pytest.mark.parametrize("accept", [[True, False, True], [True, True, True]])
 def test_accepted_or_best_above_the_others_below(accept: list[bool]):
-    n = 3
-    contribution = Contribution(
-        pool_id=torch.arange(n),
-        image_index=torch.tensor([0, 0, 1]),
-        gt_class=torch.zeros(n, dtype=torch.int64),
-        phi=torch.zeros(n),
-        score=torch.tensor([0.1, float("nan"), 0.9]),
-        head_score={},
-        head_loss={},
-        num_rois=torch.ones(n, dtype=torch.int64),
-        area=torch.full((n,), 900.0),
-    )
+    contribution = scored(range(3), [0.1, float("nan"), 0.9], image_index=[0, 0, 1])
     decision = Decision.uniform(torch.tensor(accept), "test")
     sheet = decision_sheet(
         [make_sample([0, 1, 1]), make_sample([1])],
