@@ -41,7 +41,7 @@ $(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py tools/fet
 
 miniature: $(MINIATURE)
 
-$(MINIATURE): $(VENV)/.complete gal_d2/data/miniature.py gal_d2/data/miniature_faults.py gal_d2/data/miniature_sources.py
+$(MINIATURE): $(VENV)/.complete gal_d2/testbeds/miniature/scenes.py gal_d2/testbeds/miniature/faults.py gal_d2/testbeds/miniature/sources.py
 	$(BIN)/python tools/prepare_miniature.py
 	touch $@
 

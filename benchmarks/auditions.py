@@ -20,14 +20,14 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.modeling import build_model
 from documents import markdown_table
 
-from gal_d2.data.augmentation import build_probe_augmentations
-from gal_d2.data.datasets import load_metadata
-from gal_d2.data.pool import open_configured_pool
-from gal_d2.engine.arguments import argument_parser
-from gal_d2.engine.auditions import Auditioner
-from gal_d2.engine.judge import GROUPS, build_scorer
-from gal_d2.engine.launch import run_tool
-from gal_d2.engine.setup import setup
+from gal_d2.copy_paste.augmentation import build_probe_augmentations
+from gal_d2.datasets.registration import load_metadata
+from gal_d2.judging.auditions import Auditioner
+from gal_d2.judging.judge import GROUPS, build_scorer
+from gal_d2.pool.pool import open_configured_pool
+from gal_d2.setup.arguments import argument_parser
+from gal_d2.setup.launch import run_tool
+from gal_d2.setup.setup import setup
 
 CUT_OUTS = 64
 IMAGES_PER_PASS = 8

@@ -45,12 +45,12 @@ from comparison_schedule import train_missing
 from detectron2.config import CfgNode
 from documents import check_document, replace_tables
 
-from gal_d2.data.datasets import load_metadata
-from gal_d2.data.miniature_truth import PoolTruth
-from gal_d2.data.pool import InstancePool
-from gal_d2.engine.launch import run_tool
-from gal_d2.engine.setup import load_config, resolve_datasets
+from gal_d2.datasets.registration import load_metadata
 from gal_d2.errors import UserError
+from gal_d2.pool.pool import InstancePool
+from gal_d2.setup.launch import run_tool
+from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.testbeds.truth import PoolTruth
 
 COMMAND = "benchmarks/comparison.py"
 RESULTS = "runs.jsonl"  # in the output folder

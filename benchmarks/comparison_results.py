@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from comparison_runs import POINTS, Run, append_line
 
-from gal_d2.data.miniature_truth import GOOD, PoolTruth
-from gal_d2.data.pool import read_allow_list
 from gal_d2.errors import UserError
-from gal_d2.scoring.ledger import Ledger
+from gal_d2.pool.pool import read_allow_list
+from gal_d2.selection.ledger import Ledger
+from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 WINDOWS = 20  # parts of the training over which pastes are counted
 QUARTERS = 4

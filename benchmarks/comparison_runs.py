@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gal_d2.data.miniature_truth import GOOD, PoolTruth
-from gal_d2.data.pool import write_allow_list
 from gal_d2.errors import UserError
+from gal_d2.pool.pool import write_allow_list
+from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POINTS = 5  # evaluations, evenly over the training

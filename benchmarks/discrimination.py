@@ -47,19 +47,19 @@ from separation import acceptance, auc, select, spread
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.datasets import load_metadata
-from gal_d2.data.fields import InstanceSource
-from gal_d2.data.miniature_truth import GOOD, PoolTruth
-from gal_d2.engine.judge import InstanceJudge
-from gal_d2.engine.launch import run_tool
-from gal_d2.engine.setup import argument_parser, setup
+from gal_d2.copy_paste.fields import InstanceSource
+from gal_d2.datasets.category_names import CategoryNames
+from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.scoring.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
+from gal_d2.judging.judge import InstanceJudge
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.ledger import Ledger
-from gal_d2.scoring.posterior import Posterior
+from gal_d2.selection.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.posterior import Posterior
+from gal_d2.setup.launch import run_tool
+from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 COMMAND = "benchmarks/discrimination.py"
 CONFIG = "configs/miniature_gal.yaml"

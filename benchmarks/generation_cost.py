@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from documents import markdown_table
 
-from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
+from gal_d2.setup.launch import run_tool
 
 
 class Speed(NamedTuple):

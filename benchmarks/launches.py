@@ -48,11 +48,11 @@ from detectron2.structures import Instances
 from documents import check_document, markdown_table, replace_tables
 from scoring import fill, make_targets
 
-from gal_d2.data.datasets import register_instances
-from gal_d2.engine.judge import InstanceJudge, decision_metrics
-from gal_d2.engine.launch import run_tool
-from gal_d2.engine.setup import load_config
+from gal_d2.datasets.registration import register_instances
+from gal_d2.judging.judge import InstanceJudge, decision_metrics
 from gal_d2.modeling.roi_heads import ignoring
+from gal_d2.setup.launch import run_tool
+from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/launches.py"

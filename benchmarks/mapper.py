@@ -26,13 +26,13 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.structures import BoxMode
 
-from gal_d2.data.augmentation import build_augmentations
-from gal_d2.data.copy_paste import PasteOptions
-from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
-from gal_d2.data.pool_sampler import UniformClassSampler
-from gal_d2.data.real_instances import RealInstances
-from gal_d2.data.stream import seeded
+from gal_d2.copy_paste.augmentation import build_augmentations
+from gal_d2.copy_paste.mapper import CopyPasteMapper
+from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.real_instances import RealInstances
+from gal_d2.copy_paste.stream import seeded
+from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.selection.sampler import UniformClassSampler
 
 NUM_CLASSES = 40
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # in colour, part of the package

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 from documents import markdown_table
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.datasets import load_metadata
-from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
-from gal_d2.engine.launch import run_tool
-from gal_d2.scoring.ledger import Ledger
+from gal_d2.datasets.category_names import CategoryNames
+from gal_d2.datasets.registration import load_metadata
+from gal_d2.selection.ledger import Ledger
+from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.truth import DEFAULT_FILE, GOOD, PoolTruth
 
 QUARTERS = ("1st quarter", "2nd", "3rd", "4th")
 

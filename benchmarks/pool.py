@@ -27,9 +27,9 @@ import cv2
 import numpy as np
 import skimage.data
 
-from gal_d2.data.cut_out import CutOutSource, encode_rgba
-from gal_d2.data.pool import InstancePool, PoolWriter
-from gal_d2.data.pool_shard import shard_names
+from gal_d2.pool.cut_out import CutOutSource, encode_rgba
+from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.shard import shard_names
 
 CATEGORIES = 1203
 CUT_OUT_SIZE = 64

@@ -18,11 +18,11 @@ import numpy as np
 from documents import check_document, markdown_table, replace_tables
 from separation import auc, spread
 
-from gal_d2.data.datasets import load_metadata
-from gal_d2.data.miniature_truth import DEFAULT_FILE, GOOD, PoolTruth
-from gal_d2.engine.launch import run_tool
-from gal_d2.scoring.ledger import Ledger
-from gal_d2.scoring.ranking import criteria, rank
+from gal_d2.datasets.registration import load_metadata
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ranking import criteria, rank
+from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.truth import DEFAULT_FILE, GOOD, PoolTruth
 
 COMMAND = "benchmarks/ranking.py"
 

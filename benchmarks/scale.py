@@ -39,18 +39,18 @@ import torch
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from documents import check_document, markdown_table, replace_tables
 
-from gal_d2.data.datasets import load_instances, register_instances
-from gal_d2.data.pool_index import PoolIndex
-from gal_d2.data.posterior_draw import choose_from_best
-from gal_d2.data.posterior_view import PosteriorView, posterior_source
-from gal_d2.data.snapshots import KEYFRAME, Snapshots
-from gal_d2.data.statistics import category_statistics
-from gal_d2.engine.launch import run_tool
-from gal_d2.scoring.acceptance import Decision
+from gal_d2.datasets.registration import load_instances, register_instances
+from gal_d2.datasets.statistics import category_statistics
+from gal_d2.pool.index import PoolIndex
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.ledger import Ledger, LedgerWriter
-from gal_d2.scoring.posterior import Posterior
-from gal_d2.scoring.ranking import instance_values, rank
+from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.draw import choose_from_best
+from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.posterior import Posterior
+from gal_d2.selection.posterior_view import PosteriorView, posterior_source
+from gal_d2.selection.ranking import instance_values, rank
+from gal_d2.selection.snapshots import KEYFRAME, Snapshots
+from gal_d2.setup.launch import run_tool
 
 COMMAND = "benchmarks/scale.py"
 CATEGORIES = 1203

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from documents import markdown_table
 
-from gal_d2.engine.launch import run_tool
 from gal_d2.generation.generator import GenerationRequest
 from gal_d2.generation.journal import Outcome
 from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
+from gal_d2.setup.launch import run_tool
 
 TEMPLATES = ("a photo of a single {name}", "{name}, {definition}, in a white background")
 # LVIS v1: 337 rare (up to 10 images), 461 common (up to 100) and 405 frequent categories.

@@ -57,17 +57,17 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from documents import check_document, markdown_table, replace_tables
 
-from gal_d2.data.datasets import register_instances
-from gal_d2.data.fields import InstanceSource
-from gal_d2.engine.batch_judge import BatchJudge
-from gal_d2.engine.judge import InstanceJudge
-from gal_d2.engine.launch import run_tool
-from gal_d2.engine.setup import load_config
-from gal_d2.scoring.gathering import is_distributed
-from gal_d2.scoring.gradient_cache import REAL, CacheRows
-from gal_d2.scoring.projected_gradients import ProjectedGradients
+from gal_d2.copy_paste.fields import InstanceSource
+from gal_d2.datasets.registration import register_instances
+from gal_d2.distributed import is_distributed
+from gal_d2.judging.batch_judge import BatchJudge
+from gal_d2.judging.judge import InstanceJudge
+from gal_d2.scoring.gradients.directions import REAL, CacheRows
+from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.setup.launch import run_tool
+from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/scoring.py"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from gal_d2.data.miniature_truth import GOOD
+from gal_d2.testbeds.truth import GOOD
 
 
 def auc(is_good: np.ndarray, score: np.ndarray) -> float:

@@ -9,20 +9,20 @@ from gal_d2 import compat as compat  # first: it prepares the process for detect
 
 if TYPE_CHECKING:
     from gal_d2.config import add_gal_config
-    from gal_d2.data.cut_out import CutOut
-    from gal_d2.data.pool import InstancePool, PoolWriter
-    from gal_d2.engine.attach import attach
     from gal_d2.engine.trainer import GALTrainer
+    from gal_d2.judging.attach import attach
+    from gal_d2.pool.cut_out import CutOut
+    from gal_d2.pool.pool import InstancePool, PoolWriter
 
 __all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config", "attach"]
 
 _HOMES = {
-    "CutOut": "gal_d2.data.cut_out",
+    "CutOut": "gal_d2.pool.cut_out",
     "GALTrainer": "gal_d2.engine.trainer",
-    "InstancePool": "gal_d2.data.pool",
-    "PoolWriter": "gal_d2.data.pool",
+    "InstancePool": "gal_d2.pool.pool",
+    "PoolWriter": "gal_d2.pool.pool",
     "add_gal_config": "gal_d2.config",
-    "attach": "gal_d2.engine.attach",
+    "attach": "gal_d2.judging.attach",
 }
 
 

@@ -17,6 +17,8 @@ import gal_d2  # noqa: F401  (prepares the process for detectron2)
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+pytest_plugins = ["roi_heads_fixtures", "training_fixtures"]
+
 REPOSITORY = Path(__file__).parent.parent
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gal_d2.data import miniature_sources as module
+from gal_d2.testbeds.miniature import sources as module
 
 
 @pytest.fixture(autouse=True)

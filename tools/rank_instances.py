@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gal_d2.engine.arguments import add_scoring_arguments, argument_parser
-from gal_d2.engine.launch import run_distributed_tool
+from gal_d2.setup.arguments import add_scoring_arguments, argument_parser
+from gal_d2.setup.launch import run_distributed_tool
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
-    from gal_d2.engine.ranking_run import rank_category
+    from gal_d2.commands.rank import rank_category
 
     rank_category(args)
 

@@ -15,8 +15,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from gal_d2.engine.arguments import add_scoring_arguments, argument_parser
-from gal_d2.engine.launch import run_distributed_tool
+from gal_d2.setup.arguments import add_scoring_arguments, argument_parser
+from gal_d2.setup.launch import run_distributed_tool
 
 logger = logging.getLogger("gal_d2")
 
@@ -34,9 +34,9 @@ def main(args: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
     from detectron2.utils import comm
 
-    from gal_d2.engine.offline import OfflineOptions, open_pool, score_pool
-    from gal_d2.engine.setup import setup
+    from gal_d2.commands.score_pool import OfflineOptions, open_pool, score_pool
     from gal_d2.engine.trainer import GALTrainer
+    from gal_d2.setup.setup import setup
 
     cfg = setup(args)
     options = OfflineOptions.from_arguments(cfg, args)

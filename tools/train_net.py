@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 
-from gal_d2.engine.arguments import argument_parser
-from gal_d2.engine.launch import run_distributed_tool
+from gal_d2.setup.arguments import argument_parser
+from gal_d2.setup.launch import run_distributed_tool
 
 
 def main(args: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
     from detectron2.utils import comm
 
-    from gal_d2.engine.setup import setup
     from gal_d2.engine.trainer import GALTrainer
+    from gal_d2.setup.setup import setup
 
     cfg = setup(args)
     if args.eval_only:

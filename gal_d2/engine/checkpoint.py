@@ -26,10 +26,10 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from gal_d2.data.datasets import load_metadata, names_left_out
+from gal_d2.datasets.registration import load_metadata, names_left_out
 from gal_d2.engine.resume import check_options
-from gal_d2.engine.weights_file import read_checkpoint
 from gal_d2.errors import UserError, some_of
+from gal_d2.files.weights_file import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Takes the snapshots that samples depend on; :mod:`gal_d2.data.snapshots` says what they are."""
+"""Takes the snapshots (:mod:`gal_d2.selection.snapshots`) that samples depend on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.distributed as dist
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from gal_d2.data.category_identity import Names, names_in_state, names_state, require_same
-from gal_d2.data.snapshots import Snapshots
+from gal_d2.datasets.category_identity import Names, names_in_state, names_state, require_same
+from gal_d2.selection.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
 

@@ -25,35 +25,35 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
-from gal_d2.data import posterior_view
-from gal_d2.data.augmentation import build_probe_augmentations
-from gal_d2.data.category_identity import dataset_names
-from gal_d2.data.dataset_mapper import CopyPasteMapper
-from gal_d2.data.datasets import require_dataset
-from gal_d2.data.evaluation_mapper import EvaluationMapper
-from gal_d2.data.pool import open_configured_pool
-from gal_d2.data.pool_growth import pool_state
-from gal_d2.data.probe import split_probe
-from gal_d2.data.snapshots import Snapshots
-from gal_d2.data.stream import TrainingLoader, sample_seed
-from gal_d2.engine.attach import attach
-from gal_d2.engine.auditions import Auditioner, AuditionHook
-from gal_d2.engine.batch_judge import BatchJudge
+from gal_d2.copy_paste.augmentation import build_probe_augmentations
+from gal_d2.copy_paste.mapper import CopyPasteMapper
+from gal_d2.copy_paste.stream import TrainingLoader, sample_seed
+from gal_d2.datasets.category_identity import dataset_names
+from gal_d2.datasets.evaluation_mapper import EvaluationMapper
+from gal_d2.datasets.probe import split_probe
+from gal_d2.datasets.registration import require_dataset
 from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
-from gal_d2.engine.interleave import InterleaveHook, Interleaver, build_interleaver
-from gal_d2.engine.judge import Judge, JudgeHook
-from gal_d2.engine.output_folder import refuse_earlier_results
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
-from gal_d2.engine.start_checks import check_evaluation_sets, check_pool, load_training_dicts
-from gal_d2.engine.summary import end_summary, start_summary
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
+from gal_d2.interleaving.interleave import InterleaveHook, Interleaver, build_interleaver
+from gal_d2.judging.attach import attach
+from gal_d2.judging.auditions import Auditioner, AuditionHook
+from gal_d2.judging.batch_judge import BatchJudge
+from gal_d2.judging.judge import Judge, JudgeHook
+from gal_d2.pool.growth import pool_state
+from gal_d2.pool.pool import open_configured_pool
+from gal_d2.selection import posterior_view
+from gal_d2.selection.snapshots import Snapshots
+from gal_d2.setup.output_folder import refuse_earlier_results
+from gal_d2.setup.start_checks import check_evaluation_sets, check_pool, load_training_dicts
+from gal_d2.setup.summary import end_summary, start_summary
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_utils
 from tabulate import tabulate
 
-from gal_d2.data.annotation_file import FREQUENCIES, AnnotationFile, Category
-from gal_d2.data.datasets import load_annotation_file, load_metadata
+from gal_d2.datasets.annotation_file import FREQUENCIES, AnnotationFile, Category
+from gal_d2.datasets.registration import load_annotation_file, load_metadata
 from gal_d2.errors import UserError, some_of
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LVISEvaluator(DatasetEvaluator):
     does, so that finding their members neither helps nor harms.
 
     Frequency groups are those of the data set's own categories (see ``categories_from`` of
-    :func:`gal_d2.data.datasets.register_instances`).
+    :func:`gal_d2.datasets.registration.register_instances`).
     """
 
     def __init__(

@@ -8,9 +8,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
-from gal_d2.data.annotation_file import Category, read_categories
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.datasets import (
+from gal_d2.datasets.annotation_file import Category, read_categories
+from gal_d2.datasets.category_names import CategoryNames
+from gal_d2.datasets.registration import (
     load_instances,
     load_metadata,
     register_instances,
@@ -49,7 +49,7 @@ GENERATOR_REGISTRY.__doc__ = """
 Functions ``(cfg, categories) -> InstanceGenerator``, by the value of ``GAL.GENERATOR.NAME``.
 
 - cfg: the whole config.
-- categories: :class:`gal_d2.data.annotation_file.Category` of the data set, sorted by id.
+- categories: :class:`gal_d2.datasets.annotation_file.Category` of the data set, sorted by id.
 """
 
 # What decides which images are drawn and kept. The prompts do too; the journal compares them one by

@@ -13,14 +13,14 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.cut_out import CorruptCutOutError, CutOutSource
-from gal_d2.data.pool import InstancePool
-from gal_d2.data.pool_import import ImageFile, has_alpha, list_folder
-from gal_d2.data.pool_shard import shard_names
-from gal_d2.data.usable import OPAQUE, problem_of
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, GeneratedImage, GenerationRequest
+from gal_d2.pool.cut_out import CorruptCutOutError, CutOutSource
+from gal_d2.pool.importer import ImageFile, has_alpha, list_folder
+from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.shard import shard_names
+from gal_d2.pool.usable import OPAQUE, problem_of
 
 UNREADABLE = "unreadable"  # the candidate's file or row is damaged
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gal_d2.data.cut_out import CutOutSource
+from gal_d2.pool.cut_out import CutOutSource
 
 # Why a request led to nothing, as far as a generator can tell; the filters add their own names.
 FLAGGED = "flagged"  # the safety checker blacked it out

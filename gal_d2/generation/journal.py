@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gal_d2.data.category_identity import require_same
+from gal_d2.datasets.category_identity import require_same
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import GenerationRequest
 

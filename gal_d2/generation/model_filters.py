@@ -12,9 +12,9 @@ import torch
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from gal_d2.data.image_file import UnreadableImageError
-from gal_d2.data.real_instances import RealInstances, can_be_cut_out
+from gal_d2.copy_paste.real_instances import RealInstances, can_be_cut_out
 from gal_d2.errors import UserError
+from gal_d2.files.image_file import UnreadableImageError
 from gal_d2.generation.cutting import on_white
 from gal_d2.generation.filters import Candidate, Verdict
 from gal_d2.generation.hub import load_transformer

@@ -15,10 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from gal_d2.data.cut_out import CutOutSource, encode_rgba
-from gal_d2.data.masks import FOREGROUND_ALPHA
-from gal_d2.data.pool import InstancePool, PoolWriter
-from gal_d2.data.usable import BLANK, is_one_color, problem_of
+from gal_d2.copy_paste.masks import FOREGROUND_ALPHA
 from gal_d2.generation.cutting import clean_mask, cut_out, on_white
 from gal_d2.generation.filters import Candidate, InstanceFilter
 from gal_d2.generation.generator import (
@@ -29,6 +26,9 @@ from gal_d2.generation.generator import (
 )
 from gal_d2.generation.journal import DropStatistics, Journal, Outcome
 from gal_d2.generation.prompts import PHOTO_TEMPLATE
+from gal_d2.pool.cut_out import CutOutSource, encode_rgba
+from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.usable import BLANK, is_one_color, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class InstanceCutter:
         """What is left of each image, in order.
 
         Images of one category in a call are a group for the filters. What cannot be pasted
-        (:mod:`gal_d2.data.usable`) is dropped with its problem as the reason.
+        (:mod:`gal_d2.pool.usable`) is dropped with its problem as the reason.
         """
         reasons = self._without_contrast(images)
         results: list[CheckedImage | None] = [

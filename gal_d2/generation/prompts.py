@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from gal_d2.data.annotation_file import Category
-from gal_d2.data.category_names import CategoryNames
+from gal_d2.datasets.annotation_file import Category
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import GenerationRequest, request_seed
 

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from gal_d2.data.annotation_file import Category
+from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, template_of
 from gal_d2.generation.journal import Outcome

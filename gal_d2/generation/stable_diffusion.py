@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gal_d2.data.cut_out import CutOutSource
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import FLAGGED, GeneratedImage, GenerationRequest
 from gal_d2.generation.hub import load_pretrained, require_package
+from gal_d2.pool.cut_out import CutOutSource
 
 logger = logging.getLogger(__name__)
 

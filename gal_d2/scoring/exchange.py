@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gal_d2.scoring.gathering import collective_device, is_distributed
+from gal_d2.distributed import collective_device, is_distributed
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gal_d2.scoring.gathering import gather_columns
+from gal_d2.distributed import gather_columns
 
 logger = logging.getLogger(__name__)
 

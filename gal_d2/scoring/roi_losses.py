@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.exchange import send
-from gal_d2.scoring.layer_capture import can_select_channels, find_layers
+from gal_d2.scoring.gradients.layer_capture import can_select_channels, find_layers
 
 HEAD_LOSS_REGISTRY = Registry("HEAD_LOSS")
 HEAD_LOSS_REGISTRY.__doc__ = "Subclasses of :class:`HeadLoss` by the name in ``GAL.SCORER.HEADS``."

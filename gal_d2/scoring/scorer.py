@@ -5,7 +5,7 @@ The facade of :mod:`gal_d2.scoring`: for an instance with projected gradient g u
     phi   = sum over heads of <mean raw gradient of real instances of c, g>
     score = sum over heads of w_h cos(d(c, h), g_h) - v_h z(loss_h)
 
-with d the cached direction (:mod:`gal_d2.scoring.gradient_cache`) and z by how much the loss
+with d the cached direction (:mod:`gal_d2.scoring.gradients.directions`) and z by how much the loss
 exceeds what is usual among recent real instances of c, 0 where it does not: an easy instance is no
 better than a usual one. An object that is not what it claims to be shows in the cosine of the box
 head, an image of poor quality in the loss of the mask head.
@@ -24,10 +24,10 @@ import torch.distributed as dist
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from gal_d2.data.fields import NO_POOL_ID, InstanceSource
-from gal_d2.data.masks import visible_area
+from gal_d2.copy_paste.fields import NO_POOL_ID, InstanceSource
+from gal_d2.copy_paste.masks import visible_area
+from gal_d2.distributed import is_distributed
 from gal_d2.errors import UserError
-from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.exchange import (
     Exchange,
@@ -37,12 +37,12 @@ from gal_d2.scoring.exchange import (
     as_integers,
     send_together,
 )
-from gal_d2.scoring.gathering import is_distributed
-from gal_d2.scoring.gradient_cache import REAL, CacheRows, DirectionWeights, GradientCache
+from gal_d2.scoring.gradients.directions import REAL, CacheRows, DirectionWeights, GradientCache
+from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients, sum_by_instance
 from gal_d2.scoring.non_finite import NonFiniteReport
-from gal_d2.scoring.projected_gradients import ProjectedGradients, sum_by_instance
 from gal_d2.scoring.reference_window import ReferenceWindow
 from gal_d2.scoring.roi_losses import RoiBatch
+from gal_d2.selection.acceptance import SCORE_KEY, loss_key
 
 # A loss further above the usual than this says no more; the unit is that of a standard deviation.
 _MAX_EXCESS = 5.0
@@ -214,7 +214,7 @@ class ContributionScorer:
         class_groups: (C,) frequency group of each class, 0 rare, 1 common, 2 frequent; None: one
             group.
         momentum, shrinkage, num_partners, partner_every, by_layer: of the
-            :class:`~gal_d2.scoring.gradient_cache.GradientCache`.
+            :class:`~gal_d2.scoring.gradients.directions.GradientCache`.
         contrast_heads: heads with a contrast. None: those that classify, of ours the box head,
             whose rows are cheap.
         max_real_per_class: real instances of a class that a process learns from in a step.

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gal_d2.data.annotation_file import Category
-from gal_d2.data.cut_out import CorruptCutOutError, CutOut
-from gal_d2.data.pool import InstancePool
+from gal_d2.datasets.annotation_file import Category
+from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
+from gal_d2.pool.pool import InstancePool
 from gal_d2.visualization.contact_sheet import save_png, tile
 
 _CELL = 128

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from gal_d2.data.fields import InstanceSource
-from gal_d2.data.masks import as_bit_masks
+from gal_d2.copy_paste.fields import InstanceSource
+from gal_d2.copy_paste.masks import as_bit_masks
 from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL, draw_instances, tile
 
 if TYPE_CHECKING:
-    from gal_d2.scoring.acceptance import Decision
     from gal_d2.scoring.contribution import Contribution
+    from gal_d2.selection.acceptance import Decision
 
 
 def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:

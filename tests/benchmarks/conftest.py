@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gal_d2.data.miniature import MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.scenes import MiniatureConfig, prepare_miniature
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))

@@ -19,11 +19,11 @@ from comparison_runs import Run, Trainer, execute, locked, run_options, write_tr
 from detectron2.utils.env import seed_all_rng
 from documents import END, begin
 
-from gal_d2.data.miniature_truth import PoolTruth
-from gal_d2.data.pool import read_allow_list, write_allow_list
-from gal_d2.engine.setup import load_config, resolve_datasets
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
+from gal_d2.pool.pool import read_allow_list, write_allow_list
+from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.testbeds.truth import PoolTruth
 
 KNOWN = comparison.conditions(rate=0.27)
 FEW = ("SOLVER.IMS_PER_BATCH", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "1")

@@ -11,9 +11,9 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from gal_d2.data.miniature_truth import PoolTruth
-from gal_d2.engine.setup import load_config, resolve_datasets
 from gal_d2.errors import UserError
+from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.testbeds.truth import PoolTruth
 
 
 class Heads(nn.Module):

@@ -15,8 +15,8 @@ from torch import nn
 
 from gal_d2.engine.checkpoint import CheckpointStore, local_weights
 from gal_d2.engine.ema import ModelEMA
-from gal_d2.engine.setup import load_config
 from gal_d2.errors import UserError
+from gal_d2.setup.setup import load_config
 
 THREE, OTHER_THREE, FIVE = ["cup", "bun", "cat"], ["cup", "cat", "bun"], ["a", "b", "c", "d", "e"]
 
@@ -283,7 +283,7 @@ def test_resuming_with_other_classes(store, tmp_path: Path):
 
 @pytest.fixture
 def cfg(lvis_root: Path, repository: Path, tmp_path: Path, monkeypatch) -> CfgNode:
-    from gal_d2.engine.setup import resolve_datasets
+    from gal_d2.setup.setup import resolve_datasets
 
     monkeypatch.chdir(lvis_root)
     options = [*SMALL_MODEL, *FROM_SCRATCH, "OUTPUT_DIR", str(tmp_path)]

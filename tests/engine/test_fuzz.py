@@ -19,18 +19,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.copy_paste import PasteOptions
-from gal_d2.data.cut_out import CutOutSource
-from gal_d2.data.pool import InstancePool, PoolWriter
-from gal_d2.data.pool_check import check_shard
-from gal_d2.data.pool_import import import_files, list_folder
-from gal_d2.data.pool_preflight import require_usable_pool
-from gal_d2.data.pool_shard import shard_names
-from gal_d2.engine.config_check import check_config
-from gal_d2.engine.configuration import load_config
-from gal_d2.engine.setup import resolve_device
+from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
+from gal_d2.pool.check import check_shard
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.importer import import_files, list_folder
+from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.preflight import require_usable_pool
+from gal_d2.pool.shard import shard_names
+from gal_d2.setup.config_check import check_config
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_device
 
 NAMES = {3: "boot", 12: "bun"}
 # Every example writes a few files; shrinking a failure may take long, and is worth it.

@@ -21,10 +21,10 @@ from training_runs import (
     tiny_stable_diffusion,
 )
 
-from gal_d2.data.pool import InstancePool
-from gal_d2.engine.launch import launch
-from gal_d2.engine.setup import argument_parser, setup
 from gal_d2.engine.trainer import GALTrainer
+from gal_d2.pool.pool import InstancePool
+from gal_d2.setup.launch import launch
+from gal_d2.setup.setup import argument_parser, setup
 
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
 # It has drawn for step 8 when it dies in the one before; the checkpoint is that of step 6.

@@ -14,10 +14,10 @@ import pyarrow as pa
 import torch
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
-from gal_d2.data.posterior_view import PosteriorView
-from gal_d2.data.snapshots import Snapshots
-from gal_d2.engine.auditions import FOLDER
-from gal_d2.scoring.ledger import Ledger
+from gal_d2.judging.auditions import FOLDER
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.posterior_view import PosteriorView
+from gal_d2.selection.snapshots import Snapshots
 
 STEPS, CHECKPOINT_PERIOD = 10, 3
 # Within step 7, with the checkpoint of step 6 the last: two steps are done again.

@@ -20,9 +20,9 @@ from gal_d2.engine.resume import (
     load_optimizer_state,
     refusal,
 )
-from gal_d2.engine.setup import load_config
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
+from gal_d2.setup.setup import load_config
 
 # As the table's rows change them.
 PLAIN = [

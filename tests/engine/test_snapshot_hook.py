@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gal_d2.data.category_identity import names_state
-from gal_d2.data.snapshots import Snapshots
+from gal_d2.datasets.category_identity import names_state
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook
 from gal_d2.errors import UserError
+from gal_d2.selection.snapshots import Snapshots
 
 
 def run(hook: SnapshotHook, start: int, stop: int) -> None:
@@ -48,7 +48,7 @@ def test_taken_before_the_first_step_and_every_period(hook: SnapshotHook):
 def test_old_ones_go_when_no_checkpoint_needs_them(
     hook: SnapshotHook, keyframe: int, kept: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("gal_d2.data.snapshots.KEYFRAME", keyframe)
+    monkeypatch.setattr("gal_d2.selection.snapshots.KEYFRAME", keyframe)
     run(hook, 0, 18)  # the checkpoint of step 18 is not written yet when snapshot 6 is taken
     assert hook.snapshots.numbers() == kept
     assert hook.snapshots.resume(12) == []

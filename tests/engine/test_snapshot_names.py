@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from gal_d2.data.category_identity import names_in_state
-from gal_d2.data.snapshots import Snapshots
+from gal_d2.datasets.category_identity import names_in_state
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, categories_source
 from gal_d2.errors import UserError
+from gal_d2.selection.snapshots import Snapshots
 
 
 def run(folder: Path, names: dict[int, str] | None, start: int, stop: int) -> SnapshotHook:

@@ -13,10 +13,10 @@ import torch
 from small_offline import build_model, configure
 from training_runs import last_metrics, ledger, tiny_stable_diffusion
 
-from gal_d2.data.pool import InstancePool
-from gal_d2.engine.judge import InstanceJudge
-from gal_d2.engine.offline import OfflineOptions, score_pool
-from gal_d2.scoring.ledger import Ledger
+from gal_d2.commands.score_pool import OfflineOptions, score_pool
+from gal_d2.judging.judge import InstanceJudge
+from gal_d2.pool.pool import InstancePool
+from gal_d2.selection.ledger import Ledger
 
 pytestmark = pytest.mark.cuda
 CUDA = ("MODEL.DEVICE", "cuda")
@@ -24,7 +24,7 @@ CUDA = ("MODEL.DEVICE", "cuda")
 
 @pytest.fixture
 def train_on_cuda(train):
-    """``train`` of tests/engine/conftest.py, with a GPU."""
+    """``train`` of tests/training_fixtures.py, with a GPU."""
 
     def run_here(folder: Path, config: str, *options: str, resume: bool = False) -> None:
         trainer = train(folder, config, *CUDA, *options, resume=resume, num_gpus=1)

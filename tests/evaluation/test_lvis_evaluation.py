@@ -23,8 +23,8 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_utils
 
 from gal_d2.compat import numpy_aliases
-from gal_d2.data import datasets
-from gal_d2.data.datasets import DatasetNotFoundError, register_instances
+from gal_d2.datasets import registration as datasets
+from gal_d2.datasets.registration import DatasetNotFoundError, register_instances
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
 

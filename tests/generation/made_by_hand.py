@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gal_d2.data.cut_out import CutOutSource
 from gal_d2.generation.generator import GeneratedImage, GenerationRequest
+from gal_d2.pool.cut_out import CutOutSource
 
 SIDE = 40
 FLAGGED_INDEX = 3  # of each category, the image that the "safety checker" objects to

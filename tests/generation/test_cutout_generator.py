@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gal_d2.data.category_names import CategoryNames
-from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
-from gal_d2.data.pool_shard import shard_names
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.generation.cutout_generator import (
     CutoutGenerator,
@@ -19,6 +17,8 @@ from gal_d2.generation.cutout_generator import (
     open_candidates,
 )
 from gal_d2.generation.generator import NO_CANDIDATE
+from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.shard import shard_names
 
 NAMES = CategoryNames([{"id": 3, "name": "bun"}, {"id": 5, "name": "boot"}])
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gal_d2.data.cut_out import CutOutSource
 from gal_d2.generation.cutting import cut_out
 from gal_d2.generation.filters import AreaFilter, Candidate, TruncationFilter, border_share
 from gal_d2.generation.generator import GeneratedImage
+from gal_d2.pool.cut_out import CutOutSource
 
 
 def candidate(mask: np.ndarray, request, *, finished: bool = False) -> Candidate:

@@ -12,7 +12,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tiny_models import CPU
 
-from gal_d2.data.cut_out import CutOutSource
 from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutting import on_white
@@ -25,6 +24,7 @@ from gal_d2.generation.model_filters import (
     VisionLanguageFilter,
     class_relative_minimum,
 )
+from gal_d2.pool.cut_out import CutOutSource
 
 QUESTION = "is this one whole {name}{definition} and nothing else"
 

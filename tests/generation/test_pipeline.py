@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from made_by_hand import FLAGGED_INDEX, SIDE, SMALL_INDEX, DarkSegmenter, DiscGenerator
 
-from gal_d2.data.cut_out import CutOutSource
-from gal_d2.data.pool import InstancePool
 from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter, Candidate, Verdict
 from gal_d2.generation.generator import GeneratedImage, GenerationRequest
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.pool import InstancePool
 
 
 def pipeline_in(folder: Path, *, filters=None, recipe: str = "r", **options) -> InstancePipeline:
@@ -196,7 +196,7 @@ def test_of_several_masks_the_one_that_fits_best_is_taken(request_for) -> None:
 
 
 def _decode(image) -> np.ndarray:
-    from gal_d2.data.cut_out import decode_rgba
+    from gal_d2.pool.cut_out import decode_rgba
 
     return decode_rgba(image.encoded, image.height, image.width)
 
@@ -250,7 +250,7 @@ def test_full_disk_is_one_sentence_and_forgets_what_was_lost(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gal_d2.data.pool_shard.ShardWriter.seal", no_room)
+        patch.setattr("gal_d2.pool.shard.ShardWriter.seal", no_room)
         with pytest.raises(UserError, match="No space left.*run again"):
             pipeline.flush()
     pipeline.flush()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gal_d2.data.annotation_file import Category
-from gal_d2.data.category_names import CategoryNames
+from gal_d2.datasets.annotation_file import Category
+from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import prompt_origin, template_of
 from gal_d2.generation.prompts import (

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import made_by_hand
 import pytest
 
-from gal_d2.data.annotation_file import Category
-from gal_d2.data.pool import InstancePool
+from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner, require_room
 from gal_d2.generation.work import WorkUnit, plan_work
+from gal_d2.pool.pool import InstancePool
 
 PROMPTS = PromptBook([Category(3, "bun", "r", 1), Category(5, "boot", "r", 1)])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gal_d2.config import add_gal_config
-from gal_d2.data.annotation_file import Category
+from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, GenerationRequest
 from gal_d2.generation.journal import Outcome

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from tiny_models import CPU
 
-from gal_d2.data.cut_out import CutOutSource
 from gal_d2.errors import UserError
 from gal_d2.generation.stable_diffusion import (
     StableDiffusionGenerator,
     load_text_to_image,
     model_label,
 )
+from gal_d2.pool.cut_out import CutOutSource
 
 OPTIONS = {"size": 32, "steps": 2}
 

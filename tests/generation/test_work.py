@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gal_d2.data.annotation_file import Category
+from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.journal import Journal, Outcome
 from gal_d2.generation.prompts import PromptBook

@@ -31,7 +31,11 @@ def _targets(rng: np.random.Generator, make_targets, image: int):
 
 
 def record(tiny) -> dict[str, np.ndarray]:
-    """Everything that the scorer gives and keeps, by name; ``tiny`` of ``conftest.py``."""
+    """Everything that the scorer gives and keeps, by name.
+
+    Args:
+        tiny: of ``tests/roi_heads_fixtures.py``.
+    """
     import torch
 
     from gal_d2.scoring.scorer import ContributionScorer, RealBatch
@@ -83,14 +87,14 @@ def record(tiny) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(FILE.parents[2]), str(FILE.parent)]
+    sys.path[:0] = [str(FILE.parents[2]), str(FILE.parents[1])]
     from types import SimpleNamespace
 
-    import conftest
+    import roi_heads_fixtures as fixtures
 
     tiny = SimpleNamespace(
-        roi_heads=conftest.tiny_roi_heads,
-        features=conftest.random_features,
-        targets=conftest.make_targets,
+        roi_heads=fixtures.tiny_roi_heads,
+        features=fixtures.random_features,
+        targets=fixtures.make_targets,
     )
     np.savez_compressed(FILE, **record(tiny))

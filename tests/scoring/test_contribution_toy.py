@@ -10,8 +10,8 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
-from gal_d2.scoring.gradient_cache import REAL, CacheRows, GradientCache
-from gal_d2.scoring.projected_gradients import ProjectedGradients
+from gal_d2.scoring.gradients.directions import REAL, CacheRows, GradientCache
+from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import RoiBatch
 
 CLASSES, SIZE, N = 4, 6, 60

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from gal_d2.scoring.grouping import membership
+from gal_d2.scoring.gradients.grouping import membership
 
 
 def test_rows_of_a_key_add_up():

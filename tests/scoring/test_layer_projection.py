@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.layer_capture import LayerCapture, can_select_channels, find_layers
-from gal_d2.scoring.layer_projection import LayerProjection, random_matrix
+from gal_d2.scoring.gradients.layer_capture import LayerCapture, can_select_channels, find_layers
+from gal_d2.scoring.gradients.layer_projection import LayerProjection, random_matrix
 
 
 def per_sample_reference(module, inputs, weights):

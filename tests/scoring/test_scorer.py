@@ -8,8 +8,8 @@ from detectron2.structures import Instances
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.acceptance import SCORE_KEY, loss_key
 from gal_d2.scoring.scorer import ContributionScorer, RealBatch
+from gal_d2.selection.acceptance import SCORE_KEY, loss_key
 
 OPTIONS = {"reference_size": 8, "reference_min": 1, "momentum": 0.5, "shrinkage": 0.0}
 

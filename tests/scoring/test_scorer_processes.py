@@ -33,7 +33,7 @@ def _train(scorer, tiny_module, rank, steps):
 def _process(rank, folder, tests):
     torch.set_num_threads(1)
     sys.path.insert(0, tests)
-    import conftest as tiny_module
+    import roi_heads_fixtures as tiny_module
 
     from gal_d2.scoring.scorer import ContributionScorer
 
@@ -70,7 +70,7 @@ def _flat(state, prefix=""):
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(_process, (str(folder), str(Path(__file__).parent)), nprocs=2)
+    mp.spawn(_process, (str(folder), str(Path(__file__).parents[1])), nprocs=2)
     return {
         name: dict(_flat(torch.load(folder / f"{name}.pth")))
         for name in ("straight0", "straight1", "resumed0", "resumed1")

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from test_projected_gradients import MODELS, classes_of, roi_batch
 from torch.nn import functional as F
 
+from gal_d2.distributed import gather_columns, mean_over_processes
 from gal_d2.scoring.exchange import HostCopy, PackedExchange
-from gal_d2.scoring.gathering import gather_columns, mean_over_processes
-from gal_d2.scoring.projected_gradients import ProjectedGradients
+from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.scorer import ContributionScorer
 
 pytestmark = pytest.mark.cuda

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gal_d2.scoring.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
+from gal_d2.scoring.gradients.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
 
 
 def test_gradient_of_all_weights_as_one_vector():

@@ -14,14 +14,14 @@ from types import ModuleType
 import pytest
 from fashion_mnist import few_images, write_fashion_mnist  # noqa: F401  (a fixture)
 
-from gal_d2.data.miniature_sources import (
+from gal_d2.errors import UserError
+from gal_d2.testbeds.miniature.sources import (
     SourceError,
     fashion_mnist_files,
     find_fashion_mnist,
     has_fashion_mnist,
     load_objects,
 )
-from gal_d2.errors import UserError
 
 
 @pytest.fixture

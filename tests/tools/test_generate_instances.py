@@ -15,10 +15,10 @@ from types import ModuleType
 
 import pytest
 
-from gal_d2.data.pool import InstancePool, PoolWriter
-from gal_d2.data.pool_check import check_shard
-from gal_d2.data.pool_shard import ShardReader, shard_names
-from gal_d2.engine.launch import run_tool
+from gal_d2.pool.check import check_shard
+from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.shard import ShardReader, shard_names
+from gal_d2.setup.launch import run_tool
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
 import tiny_models
@@ -42,7 +42,7 @@ def tool(repository: Path) -> ModuleType:
 @pytest.fixture(autouse=True)
 def plain_logging(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """detectron2's logger would keep the stream of the first test, which is closed by the next."""
-    monkeypatch.setattr("gal_d2.engine.generation_run.setup_logger", lambda **options: None)
+    monkeypatch.setattr("gal_d2.commands.generate.setup_logger", lambda **options: None)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_own_images_go_through_the_same_pipeline(
     """Candidates with an alpha channel need no segmenter: none is loaded."""
     import numpy as np
 
-    from gal_d2.data.pool import CutOutSource
+    from gal_d2.pool.pool import CutOutSource
 
     with PoolWriter(tmp_path / "candidates") as writer:
         for value in range(3):

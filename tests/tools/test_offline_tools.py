@@ -14,12 +14,12 @@ from PIL import Image
 from small_model import FROM_SCRATCH, SMALL_MODEL
 from small_offline import build_model, configure
 
-from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter, read_allow_list
-from gal_d2.engine.launch import run_tool
 from gal_d2.errors import UserError
-from gal_d2.scoring.acceptance import Decision
+from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter, read_allow_list
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.ledger import Ledger, LedgerWriter
+from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.setup.launch import run_tool
 
 QUICK = ["--per-category", "2", "--candidates", "2", "--placements", "1", "--batch-size", "4"]
 

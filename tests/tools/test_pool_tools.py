@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gal_d2.data.pool import CutOutSource, InstancePool, PoolWriter
-from gal_d2.data.pool_shard import ShardWriter, shard_names
-from gal_d2.engine.launch import run_tool
+from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.shard import ShardWriter, shard_names
+from gal_d2.setup.launch import run_tool
 
 Tool = Callable[[list[str]], int]
 """Arguments -> exit status."""

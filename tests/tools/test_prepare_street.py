@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.io import savemat
 from skimage import data
 
-from gal_d2.data.street_categories import CATEGORIES
 from gal_d2.errors import UserError
+from gal_d2.testbeds.street.categories import CATEGORIES
 
 LABELS = ["null"] + [label for c in CATEGORIES for label in c.labels]
 

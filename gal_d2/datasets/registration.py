@@ -1,0 +1,510 @@
+"""Registration of LVIS-style data sets with detectron2, and what of them is known by name.
+
+A registered set's metadata has ``thing_classes``, ``thing_dataset_id_to_contiguous_id`` (category
+id in the JSON -> class), ``category_frequency`` ('r'/'c'/'f' by class) and ``class_image_count``
+(list of ``{"id", "image_count"}``, as detectron2's federated loss wants it). They are read from the
+JSON when one of them is first asked for: registering costs nothing and needs no file.
+
+Importing this module registers ``lvis_v1_train/val`` (in place of detectron2's own) and
+``miniature_train/val`` and ``street_train/val`` under ``$DETECTRON2_DATASETS``, as detectron2 does
+with its data sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.datasets  # noqa: F401  (it registers names that ours replace)
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BoxMode
+
+from gal_d2.datasets.annotation_file import (
+    AnnotationFile,
+    Category,
+    DatasetNotFoundError,
+    file_signature,
+    read_annotation_file,
+    read_categories,
+    read_category_names,
+    without_garbage_collection,
+)
+from gal_d2.datasets.image_paths import find_image, first_value, leaves_folder
+from gal_d2.datasets.object_report import ObjectReport
+from gal_d2.errors import UserError
+from gal_d2.files.image_file import WarnOnce
+
+__all__ = [
+    "DatasetNotFoundError",
+    "load_annotation_file",
+    "load_instances",
+    "load_metadata",
+    "names_left_out",
+    "object_report",
+    "register_all",
+    "register_instances",
+    "register_lvis",
+    "register_miniature",
+    "register_street",
+    "require_dataset",
+]
+
+logger = logging.getLogger(__name__)
+_warn_once = WarnOnce(logger)
+
+_LVIS_V1 = {
+    "lvis_v1_train": "lvis/lvis_v1_train.json",
+    "lvis_v1_val": "lvis/lvis_v1_val.json",
+}
+_FROM_JSON = frozenset(
+    {
+        "thing_classes",
+        "thing_dataset_id_to_contiguous_id",
+        "category_frequency",
+        "class_image_count",
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a data set's files are.
+
+    ``split_folders``: images lie in ``image_root/<split>/<name>``, the last two parts of their
+    ``coco_url``, as LVIS is laid out; otherwise in ``image_root/<file_name>``.
+    ``annotated_only``: categories without any annotation are no classes.
+    """
+
+    json_file: Path
+    image_root: Path
+    categories_from: str | None = None
+    split_folders: bool = False
+    annotated_only: bool = False
+
+    @property
+    def own_classes_annotated_only(self) -> bool:
+        """Where another set gives the classes, what this one has no annotation of is no matter."""
+        return self.annotated_only or self.categories_from is not None
+
+
+_sources: dict[str, _Source] = {}
+# What became of a file's objects, by (path, size and time): said and counted once a process.
+_reports: dict[tuple[Path, tuple[int, int]], ObjectReport] = {}
+
+
+class _JsonMetadata(Metadata):
+    """Metadata that reads the category list from the JSON when it is first asked for it."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key in _FROM_JSON:
+            self.__dict__.update(_category_metadata(_load_categories(self.name)))
+            return self.__dict__[key]
+        return super().__getattr__(key)
+
+
+def register_instances(
+    name: str,
+    json_file: str | Path,
+    image_root: str | Path,
+    *,
+    categories_from: str | None = None,
+    annotated_only: bool = False,
+    replace: bool = False,
+) -> None:
+    """Make an LVIS- or COCO-format data set known to detectron2 under ``name``.
+
+    Polygons and RLE are understood. Category ids may be any integers: classes are contiguous by
+    sorted id. A category's missing ``image_count`` and ``frequency`` are derived from the
+    annotations by the LVIS rule (rare up to 10 images, common up to 100). The files are not looked
+    at before they are needed: call :func:`require_dataset` to check them.
+
+    Args:
+        name: of the data set.
+        json_file: the annotations.
+        image_root: the folder that ``file_name`` is relative to. Where an image has only a
+            ``coco_url``, its last two parts (``train2017/000000000009.jpg``) are.
+        categories_from: another registered set, which gives classes, frequencies and image counts.
+            Name the training set here when you register its validation set: an own JSON of COCO
+            format has no frequencies, and those derived from the validation images are not meant.
+        annotated_only: a category without any annotation, such as an exporter's root category, is
+            no class, unless it has an ``image_count`` or a ``frequency``. Of use for a training
+            set; validation images may well lack a category that a model knows.
+        replace: take the place of a set of that name.
+
+    Raises:
+        UserError: the name is taken, with other arguments; or ``categories_from`` is unknown.
+    """
+    source = _Source(
+        Path(json_file), Path(image_root), categories_from, annotated_only=annotated_only
+    )
+    _register(name, source, replace=replace)
+
+
+def register_lvis(root: str | Path | None = None) -> None:
+    """Register ``lvis_v1_train`` and ``lvis_v1_val`` in detectron2's layout, in place of its own.
+
+    Args:
+        root: the data sets' folder; default ``$DETECTRON2_DATASETS``, or else ``datasets``.
+    """
+    root = _root(root)
+    for name, json_file in _LVIS_V1.items():
+        source = _Source(root / json_file, root / "coco", split_folders=True)
+        _register(name, source, replace=True)
+
+
+def register_miniature(root: str | Path | None = None) -> None:
+    """Register ``miniature_train`` and ``miniature_val`` (``tools/prepare_miniature.py``).
+
+    Args:
+        root: the data sets' folder; default ``$DETECTRON2_DATASETS``, or else ``datasets``.
+    """
+    _register_prepared("miniature", root)
+
+
+def register_street(root: str | Path | None = None) -> None:
+    """Register ``street_train`` and ``street_val`` (``tools/prepare_street.py``).
+
+    Args:
+        root: the data sets' folder; default ``$DETECTRON2_DATASETS``, or else ``datasets``.
+    """
+    _register_prepared("street", root)
+
+
+def register_all(root: str | Path | None = None) -> None:
+    """Register every data set that this project has a name for."""
+    register_lvis(root)
+    register_miniature(root)
+    register_street(root)
+
+
+def require_dataset(name: str) -> None:
+    """Check that a data set is registered and that its annotations and images are there.
+
+    Of the images, the first one is looked for; where it is missing, all others.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or a file is missing: of the images, all.
+        UserError: the first image is missing, and the annotation file is broken.
+    """
+    source = _source(name)
+    file_signature(source.json_file)
+    missing = None
+    if not source.image_root.is_dir():
+        missing = source.image_root
+    else:
+        image = _first_image(source)
+        if image is not None and not image.is_file() and not _has_other_images(name):
+            missing = image
+    if missing is not None:
+        raise DatasetNotFoundError(
+            f"The images of data set '{name}' are not there ('{missing}' is missing): "
+            "datasets/README.md describes where they are expected and how to get them."
+        )
+
+
+def load_metadata(name: str) -> Metadata:
+    """The metadata with all of its fields, read anew if the JSON was not read before.
+
+    ``MetadataCatalog.get(name).thing_classes`` gives the same; this also explains a wrong name.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or its annotation file is missing.
+        UserError: the annotation file is broken.
+    """
+    _source(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.__dict__.keys() >= _FROM_JSON:
+        metadata.__dict__.update(_category_metadata(_load_categories(name)))
+    return metadata
+
+
+def names_left_out(name: str) -> list[str]:
+    """The categories that a data set lists and that are no classes, for nothing shows them.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or its annotation file is missing.
+        UserError: the annotation file is broken.
+    """
+    source = _source(name)
+    if source.categories_from is not None:
+        return names_left_out(source.categories_from)
+    if not source.annotated_only:
+        return []
+    class_of = load_metadata(name).thing_dataset_id_to_contiguous_id
+    listed = read_category_names(source.json_file)
+    return [listed[category_id] for category_id in sorted(listed.keys() - class_of.keys())]
+
+
+def load_annotation_file(name: str) -> AnnotationFile:
+    """The checked annotations of a data set, with its ``categories_from`` applied.
+
+    What was left out or put right is logged when a file is first read.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or its annotation file is missing.
+        UserError: the annotation file is broken.
+    """
+    source = _source(name)
+    signature = file_signature(source.json_file)
+    content = read_annotation_file(
+        source.json_file, annotated_only=source.own_classes_annotated_only
+    )
+    if source.categories_from is not None:
+        content = _with_other_categories(name, content)
+    if (source.json_file, signature) not in _reports:
+        _log_changes(content, follows_another=source.categories_from is not None)
+        _reports[source.json_file, signature] = content.report
+    return content
+
+
+def object_report(name: str) -> ObjectReport:
+    """What became of the objects of a data set; read from its file where that was not done yet.
+
+    Raises:
+        DatasetNotFoundError, UserError: as :func:`load_annotation_file`.
+    """
+    source = _source(name)
+    key = source.json_file, file_signature(source.json_file)
+    return _reports[key] if key in _reports else load_annotation_file(name).report
+
+
+@without_garbage_collection()
+def load_instances(name: str) -> list[dict[str, Any]]:
+    """A data set's images in detectron2's standard format; what ``DatasetCatalog.get`` calls.
+
+    The records also have ``neg_category_ids`` and ``not_exhaustive_category_ids`` (ids of the
+    JSON, as in detectron2's LVIS loader). In a set without these fields both are empty here, and
+    :class:`gal_d2.evaluation.lvis_evaluation.LVISEvaluator` takes every absent category as
+    negative. Annotations have ``iscrowd``; ``category_id`` is the class.
+
+    Raises:
+        DatasetNotFoundError: the name is unknown, or its annotation file is missing.
+        UserError: the annotation file is broken.
+    """
+    start = time.perf_counter()
+    source = _source(name)
+    content = load_annotation_file(name)
+    # The file may have changed since its categories were read, and the records must agree.
+    metadata = _category_metadata(content.categories)
+    MetadataCatalog.get(name).__dict__.update(metadata)
+    class_of = metadata["thing_dataset_id_to_contiguous_id"]
+
+    records = {}
+    renamed = []
+    for image in content.images:
+        name_in_json = _image_name(source, image)
+        file_name = find_image(source.image_root, name_in_json)
+        if file_name != os.path.join(source.image_root, name_in_json):
+            renamed.append((name_in_json, file_name))
+        records[image["id"]] = {
+            "file_name": file_name,
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
+            "neg_category_ids": image["neg_category_ids"],
+            "annotations": [],
+        }
+    for annotation in content.annotations:
+        records[annotation["image_id"]]["annotations"].append(
+            {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": class_of[annotation["category_id"]],
+                "segmentation": annotation["segmentation"],
+                "iscrowd": annotation["iscrowd"],
+            }
+        )
+    if renamed:
+        _warn_once(
+            f"{source.json_file} names",
+            f"{source.json_file}: {len(renamed)} image names are read with / for \\, or in another "
+            f"Unicode form, as the files have it (first: '{renamed[0][0]}' is {renamed[0][1]})",
+        )
+    # Of the objects, `ObjectReport.counts` tells: a second total beside it would only puzzle.
+    logger.info(
+        "%s: %d images, %d categories, read in %.1f s",
+        name,
+        len(records),
+        len(content.categories),
+        time.perf_counter() - start,
+    )
+    return list(records.values())
+
+
+def _has_other_images(name: str) -> bool:
+    """Some, of an own data set; one of LVIS's layout comes as a whole."""
+    if _source(name).split_folders:
+        return False
+    return any(os.path.isfile(record["file_name"]) for record in load_instances(name))
+
+
+def _root(root: str | Path | None) -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets") if root is None else root)
+
+
+def _register_prepared(name: str, root: str | Path | None) -> None:
+    """Both splits of a set that one of this project's tools makes in a folder of its name."""
+    folder = _root(root) / name
+    for split in ("train", "val"):
+        source = _Source(folder / "annotations" / f"{name}_{split}.json", folder / "images" / split)
+        _register(f"{name}_{split}", source, replace=True)
+
+
+def _register(name: str, source: _Source, *, replace: bool) -> None:
+    if source.categories_from is not None:
+        if source.categories_from == name:
+            raise UserError(f"Data set '{name}' cannot take its categories from itself.")
+        _source(source.categories_from)
+    if _sources.get(name) == source and name in DatasetCatalog:
+        return
+    if name in DatasetCatalog and not replace:
+        old = _sources.get(name)
+        described = f" for '{old.json_file}' and '{old.image_root}'" if old else ""
+        raise UserError(
+            f"The data set name '{name}' is already taken{described}; choose another one."
+        )
+    DatasetCatalog.pop(name, None)
+    MetadataCatalog.pop(name, None)
+    _sources[name] = source
+    DatasetCatalog.register(name, lambda: load_instances(name))
+    metadata = _JsonMetadata(name=name)
+    metadata.set(
+        json_file=str(source.json_file),
+        image_root=str(source.image_root),
+        evaluator_type="lvis",
+    )
+    MetadataCatalog[name] = metadata
+
+
+def _source(name: str) -> _Source:
+    """Where the files of a set are: one registered here, or any other whose metadata says so."""
+    if name in _sources:
+        return _sources[name]
+    if name not in DatasetCatalog:
+        known = DatasetCatalog.list()
+        nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(_sources)
+        raise DatasetNotFoundError(
+            f"There is no data set '{name}'; the nearest registered ones are: "
+            f"{', '.join(nearest) or 'none'}. datasets/README.md describes how to register yours."
+        )
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file") is None or metadata.get("image_root") is None:
+        raise UserError(
+            f"Data set '{name}' has no annotation JSON in its metadata; register it with "
+            "gal_d2.datasets.registration.register_instances."
+        )
+    return _Source(
+        Path(metadata.json_file),
+        Path(metadata.image_root),
+        split_folders=metadata.get("evaluator_type") == "lvis",
+    )
+
+
+def _load_categories(name: str) -> tuple[Category, ...]:
+    source = _source(name)
+    categories = read_categories(source.json_file, annotated_only=source.own_classes_annotated_only)
+    return _checked_categories(name, categories) if source.categories_from else categories
+
+
+def _checked_categories(name: str, own: tuple[Category, ...]) -> tuple[Category, ...]:
+    """The categories of ``categories_from``, whose file must list ``own``, with the same names."""
+    other = _sources[name].categories_from
+    categories = _load_categories(other)
+    name_of = {category.id: category.name for category in categories}
+    if _source(other).annotated_only and any(category.id not in name_of for category in own):
+        name_of = read_category_names(_source(other).json_file)
+    for category in own:
+        if name_of.get(category.id) != category.name:
+            raise UserError(
+                f"{_sources[name].json_file}: category {category.id} is '{category.name}', but "
+                f"{name_of.get(category.id, 'missing')!r} in data set '{other}'; use the same "
+                "category list in both."
+            )
+    return categories
+
+
+def _with_other_categories(name: str, content: AnnotationFile) -> AnnotationFile:
+    """``content`` with the categories of ``categories_from``, and without objects of others."""
+    categories = _checked_categories(name, content.categories)
+    classes = {category.id for category in categories}
+    if classes.issuperset(content.report.objects_of):
+        return dataclasses.replace(content, categories=categories)
+    names = {c.id: c.name for c in content.categories}
+    annotations = []
+    for annotation in content.annotations:
+        if annotation["category_id"] in classes:
+            annotations.append(annotation)
+        else:
+            content.report.add_foreign(annotation)
+    foreign = sorted(content.report.objects_of.keys() - classes)
+    logger.warning(
+        "%s: the objects of %s are left out: they are no classes of data set '%s', which has no "
+        "annotation of them; to make one a class, give it an 'image_count' (0) there",
+        content.path,
+        ", ".join(f"'{names[i]}'" for i in foreign),
+        _sources[name].categories_from,
+    )
+    return dataclasses.replace(content, categories=categories, annotations=annotations)
+
+
+def _log_changes(content: AnnotationFile, *, follows_another: bool) -> None:
+    for what, finding in content.report.corrections.items():
+        logger.warning(
+            "%s: %d annotations %s (ids %s)",
+            content.path,
+            finding.count,
+            what.value,
+            finding.some_ids,
+        )
+    if content.left_out and not follows_another:
+        logger.warning(
+            "%s: no annotation is of %s: no class, and nothing is generated for it; to make one a "
+            "class, give it an 'image_count' (0) there",
+            content.path,
+            ", ".join(f"'{name}' (id {i})" for i, name in content.left_out.items()),
+        )
+
+
+def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
+    return {
+        "thing_classes": [category.name for category in categories],
+        "thing_dataset_id_to_contiguous_id": {
+            category.id: index for index, category in enumerate(categories)
+        },
+        "category_frequency": [category.frequency for category in categories],
+        "class_image_count": [
+            {"id": category.id, "image_count": category.image_count} for category in categories
+        ],
+    }
+
+
+def _image_name(source: _Source, image: dict[str, Any]) -> str:
+    url, name = image.get("coco_url"), image.get("file_name")
+    if url and (source.split_folders or not name):
+        name = "/".join(url.split("/")[-2:])
+    if leaves_folder(source.image_root, name):
+        raise UserError(
+            f"{source.json_file}: image {image.get('id', '')} is '{name}', which lies outside of "
+            f"the image folder {source.image_root}: give the folder that holds all images."
+        )
+    return name
+
+
+def _first_image(source: _Source) -> Path | None:
+    """The file of the first image, found without parsing the JSON; None if it names none."""
+    keys = ("coco_url",) if source.split_folders else ("file_name", "coco_url")
+    found = first_value(source.json_file, keys)
+    if found is None:
+        return None
+    return Path(find_image(source.image_root, _image_name(source, dict([found]))))
+
+
+register_all()

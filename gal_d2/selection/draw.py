@@ -1,0 +1,72 @@
+"""Choosing among cut-outs by what is known about them: the posterior's formulas, on arrays.
+
+What is known of a cut-out is, for each signal, the sum W of the weights of its scores and their
+weighted mean M, each score relative to its class (:mod:`gal_d2.selection.posterior` collects them).
+A score of step t has weight t + 1 at most, so at step T there are n = W / (T + 1) full scores. With
+n0 the number of scores that the prior is worth, the cut-out's quality in that signal is
+
+    Normal(mean = n M / (n + n0), variance = n0 / ((1 + n0) (n + n0)))
+
+in standard deviations of single scores within the class: one never scored has mean 0 and the
+variance of the class's cut-outs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def posterior_moments(
+    weight: np.ndarray, mean: np.ndarray, step: int, prior_count: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each quality.
+
+    Args:
+        weight: W, any shape; 0 for one never scored.
+        mean: M, of the same shape; ignored where the weight is 0.
+        step: T.
+        prior_count: n0, above 0.
+
+    Example:
+        >>> mean, std = posterior_moments(np.array([0.0, 10.0]), np.array([0.0, 1.0]), 9, 1.0)
+        >>> mean.tolist(), std.round(3).tolist()
+        ([0.0, 0.5], [0.707, 0.5])
+    """
+    count = weight / (step + 1)
+    shrunk = count * np.where(weight > 0, mean, 0.0) / (count + prior_count)
+    return shrunk, np.sqrt(prior_count / ((1 + prior_count) * (count + prior_count)))
+
+
+def value_of(quality: np.ndarray, weights: np.ndarray, ceilings: np.ndarray) -> np.ndarray:
+    """What qualities in S signals are worth together: sum of w_s min(quality_s, ceiling_s).
+
+    With a ceiling, being better than good enough counts nothing: the lowest loss of all belongs to
+    the easiest cut-out, not to the one that teaches most.
+
+    Args:
+        quality: (..., S).
+        weights: (S,).
+        ceilings: (S,); inf: none.
+
+    Returns:
+        (...).
+    """
+    return (np.minimum(quality, ceilings) * weights).sum(-1)
+
+
+def choose_from_best(value: np.ndarray, best: int, rng: np.random.Generator) -> np.ndarray:
+    """For each of N rows, one of its ``best`` highest values, uniformly: (N,) column numbers.
+
+    Args:
+        value: (N, K).
+        best: at least 1; more than K: all.
+        rng: draws N numbers.
+
+    Example:
+        >>> choose_from_best(np.array([[0.1, 0.9, 0.5]]), 1, np.random.default_rng(0)).tolist()
+        [1]
+    """
+    rows, candidates = value.shape
+    rank = rng.integers(min(best, candidates), size=rows)
+    order = np.argsort(-value, axis=1, kind="stable")
+    return order[np.arange(rows), rank]

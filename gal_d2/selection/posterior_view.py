@@ -1,0 +1,153 @@
+"""The posterior of the cut-outs as the samples of a step see it, put together from snapshots.
+
+A snapshot (:mod:`gal_d2.selection.snapshots`) holds only what changed since the one before, and
+every ``KEYFRAME``-th one holds everything, so that a reader has to go back a little only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.snapshots import KEYFRAME, Snapshots
+
+SOURCE = "posterior"
+"""Name of the source, in the trainer's snapshots."""
+
+
+def posterior_source(
+    take_changes: Callable[[bool], dict[str, np.ndarray]],
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """A source of snapshots.
+
+    Args:
+        take_changes: with True, gives the arrays of all cut-outs, else of those that changed since
+            the last call.
+    """
+    last: list[int] = []
+
+    def state(number: int) -> dict[str, np.ndarray]:
+        # After a gap, or at the start of a run, the last snapshot is not the one before.
+        is_whole = number % KEYFRAME == 0 or last != [number - 1]
+        last[:] = [number]
+        return take_changes(is_whole) | {"is_whole": np.array(is_whole)}
+
+    return state
+
+
+class PosteriorView:
+    """Moments of cut-outs at the snapshot that a step sees; it is pickled to the loader's workers.
+
+    Args:
+        snapshots: of the run, with the source :data:`SOURCE`.
+    """
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self.snapshots = snapshots
+        self._number = -1
+        self._forget()
+
+    def __getstate__(self) -> dict:
+        return {"snapshots": self.snapshots}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["snapshots"])
+
+    def _forget(self) -> None:
+        self._ids = np.empty(0, np.int64)
+        self._weight = self._mean = np.empty((0, 1), np.float32)
+        self._step, self._prior_count = 0, 1.0
+        self._weights, self._ceilings = np.ones(1), np.full(1, np.inf)
+
+    def follow(self, step: int) -> None:
+        """Show what the samples of ``step`` see.
+
+        Raises:
+            UserError: a snapshot that is needed is not there, or is damaged.
+        """
+        number = self.snapshots.number(step)
+        if number == self._number:
+            return
+        changes = []
+        current = number
+        while current != self._number:
+            arrays = self._arrays(self.snapshots.read(current))
+            if arrays is None:  # no training: nothing is known
+                self._forget()
+                changes = []
+                break
+            changes.append(arrays)
+            if arrays["is_whole"]:
+                self._forget()
+                break
+            current -= 1
+        for arrays in reversed(changes):
+            self._apply(arrays)
+        self._number = number
+
+    @staticmethod
+    def _arrays(snapshot: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        prefix = f"{SOURCE}."
+        arrays = {
+            name.removeprefix(prefix): array
+            for name, array in snapshot.items()
+            if name.startswith(prefix)
+        }
+        return arrays or None
+
+    def _apply(self, arrays: Mapping[str, np.ndarray]) -> None:
+        ids = arrays["pool_ids"]
+        place = np.searchsorted(self._ids, ids)
+        is_known = np.zeros(len(ids), bool)
+        inside = place < len(self._ids)
+        is_known[inside] = self._ids[place[inside]] == ids[inside]
+        weight, mean = arrays["weight"], arrays["mean"]
+        if len(self._ids) == 0:
+            self._weight = self._mean = np.empty((0, weight.shape[1]), np.float32)
+        if is_known.any():
+            self._weight[place[is_known]] = weight[is_known]
+            self._mean[place[is_known]] = mean[is_known]
+        new = ~is_known
+        self._weight = np.insert(self._weight, place[new], weight[new], axis=0)
+        self._mean = np.insert(self._mean, place[new], mean[new], axis=0)
+        self._ids = np.insert(self._ids, place[new], ids[new])
+        self._step, self._prior_count = int(arrays["step"]), float(arrays["prior_count"])
+        self._weights, self._ceilings = arrays["weights"], arrays["ceilings"]
+
+    def moments(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the qualities of cut-outs.
+
+        Args:
+            pool_ids: int64, any shape.
+
+        Returns:
+            Two float arrays of that shape and a last dimension of S signals.
+        """
+        signals = self._weight.shape[1]
+        weight = np.zeros((*pool_ids.shape, signals))
+        mean = np.zeros_like(weight)
+        if len(self._ids):
+            place = np.searchsorted(self._ids, pool_ids).clip(max=len(self._ids) - 1)
+            is_known = self._ids[place] == pool_ids
+            weight[is_known] = self._weight[place[is_known]]
+            mean[is_known] = self._mean[place[is_known]]
+        return posterior_moments(weight, mean, self._step, self._prior_count)
+
+    def draw_values(
+        self, pool_ids: np.ndarray, temperature: float, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Values of cut-outs, of qualities drawn from their posterior (Thompson sampling).
+
+        Args:
+            pool_ids: int64, any shape.
+            temperature: factor on the standard deviations.
+            rng: draws a normal number for each cut-out and signal.
+
+        Returns:
+            Of the same shape.
+        """
+        mean, std = self.moments(pool_ids)
+        quality = mean + temperature * std * rng.standard_normal(mean.shape)
+        return value_of(quality, self._weights, self._ceilings)

@@ -1,0 +1,202 @@
+"""Which cut-outs of the pool are pasted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+
+from gal_d2.errors import UserError, some_of
+from gal_d2.pool.pool import InstancePool
+from gal_d2.selection.draw import choose_from_best
+from gal_d2.selection.posterior_view import PosteriorView
+from gal_d2.selection.snapshots import Snapshots
+
+logger = logging.getLogger(__name__)
+
+POOL_SAMPLER_REGISTRY = Registry("POOL_SAMPLER")
+POOL_SAMPLER_REGISTRY.__doc__ = """
+Functions ``(cfg, pool, category_ids) -> PoolSampler``, by the value of ``GAL.POOL.SAMPLER``.
+
+- cfg: the whole config.
+- pool: the :class:`gal_d2.pool.pool.InstancePool` that is sampled from.
+- category_ids: ids (as in the JSON) of the categories of the training set.
+"""
+
+
+class PoolSampler(Protocol):
+    """Draws cut-outs from a pool. It is pickled to the DataLoader's workers."""
+
+    def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
+        """Draw ``num`` pool ids, with replacement: int64, (num,); (0,) if there is none to draw.
+
+        Args:
+            num: how many.
+            rng: the only source of randomness.
+            step: that the sample is for. What changes while training may show only as a function
+                of it (:mod:`gal_d2.selection.snapshots`), or a resumed run would differ.
+        """
+        ...
+
+
+class UniformClassSampler:
+    """Draws a category uniformly, then one of its cut-outs uniformly.
+
+    Of the categories, those count that are in the pool and in the data set. The pool may grow
+    (``pool.refresh()``): its new cut-outs take part from the next draw on.
+
+    Args:
+        pool: sampled from.
+        category_ids: ids (as in the JSON) of the data set's categories.
+
+    Raises:
+        UserError: the pool has cut-outs, but of none of these categories.
+    """
+
+    def __init__(self, pool: InstancePool, category_ids: Iterable[int]) -> None:
+        self.pool = pool
+        self._dataset_ids = np.array(sorted(category_ids), dtype=np.int64)
+        self._pool_size = -1
+        self._categories = np.empty(0, dtype=np.int64)
+        self._find_categories()
+        if len(pool) == 0:
+            logger.warning(
+                "The instance pool %s is empty: nothing is pasted until it has cut-outs.", pool.root
+            )
+        elif len(self._categories) == 0:
+            raise UserError(
+                f"The instance pool {pool.root} (GAL.POOL.ROOT) has cut-outs of categories "
+                f"{some_of(pool.category_ids)}, the training set has {some_of(self._dataset_ids)}: "
+                "none in common; make the pool with the category ids of the annotation JSON."
+            )
+
+    @property
+    def categories(self) -> np.ndarray:
+        """int64, ascending: the ids of the categories that are drawn from."""
+        if len(self.pool) != self._pool_size:
+            self._find_categories()
+        return self._categories
+
+    def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
+        """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
+        if len(self.categories) == 0:
+            return np.empty(0, dtype=np.int64)
+        return self.draw_candidates(num, 1, rng)[:, 0]
+
+    def draw_candidates(self, rows: int, num: int, rng: np.random.Generator) -> np.ndarray:
+        """(rows, num) int64 pool ids: a category for each row, then its cut-outs, all uniformly."""
+        categories = self.categories
+        pool_ids = np.empty((rows, num), dtype=np.int64)
+        for row, category in enumerate(rng.integers(len(categories), size=rows)):
+            of_category = self.pool.ids(int(categories[category]))
+            pool_ids[row] = of_category[rng.integers(len(of_category), size=num)]
+        return pool_ids
+
+    def _find_categories(self) -> None:
+        self._pool_size = len(self.pool)
+        self._categories = np.intersect1d(self.pool.category_ids, self._dataset_ids)
+
+
+@dataclass(frozen=True)
+class DrawRule:
+    """How a cut-out of a category is chosen; ``GAL.POOL``.
+
+    Attributes:
+        candidates: K, how many are looked at, drawn uniformly.
+        best: one of this many best of them is taken, uniformly.
+        temperature: factor on what is uncertain about them; 0: by the expected value.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    candidates: int = 12
+    best: int = 3
+    temperature: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UserError(f"GAL.POOL.CANDIDATES is {self.candidates}: set it to 1 or more.")
+        if not 1 <= self.best <= self.candidates:
+            raise UserError(
+                f"GAL.POOL.BEST is {self.best}: set it to a value from 1 to GAL.POOL.CANDIDATES, "
+                f"{self.candidates}."
+            )
+        if self.temperature < 0:
+            raise UserError(f"GAL.POOL.TEMPERATURE is {self.temperature}: set it to 0 or more.")
+
+
+class PosteriorSampler(UniformClassSampler):
+    """Draws a category uniformly, then one of its cut-outs by what is known about them.
+
+    K candidates are drawn uniformly, each gets a value drawn from its posterior, and one of the
+    best few is taken, uniformly. So what is probably good is pasted most, and all of it alike; what
+    is uncertain has its chance; and a paste costs the same whatever the size of the pool.
+
+    Args:
+        pool, category_ids: as for :class:`UniformClassSampler`.
+        view: what is known, as it stood at the snapshot that the step sees.
+        rule: see there.
+    """
+
+    def __init__(
+        self,
+        pool: InstancePool,
+        category_ids: Iterable[int],
+        view: PosteriorView,
+        rule: DrawRule | None = None,
+    ) -> None:
+        super().__init__(pool, category_ids)
+        self.view = view
+        self.rule = rule or DrawRule()
+
+    def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
+        """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
+        if len(self.categories) == 0:
+            return np.empty(0, dtype=np.int64)
+        self.view.follow(step)
+        pool_ids = self.draw_candidates(num, self.rule.candidates, rng)
+        values = self.view.draw_values(pool_ids, self.rule.temperature, rng)
+        return pool_ids[np.arange(num), choose_from_best(values, self.rule.best, rng)]
+
+
+@POOL_SAMPLER_REGISTRY.register()
+def uniform_class(
+    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+) -> UniformClassSampler:
+    """Class uniform, then cut-out uniform: the published rule."""
+    return UniformClassSampler(pool, category_ids)
+
+
+@POOL_SAMPLER_REGISTRY.register()
+def posterior(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> PosteriorSampler:
+    """Class uniform, then a cut-out by what training and auditions have found out so far."""
+    if not cfg.GAL.SCORER.ENABLED or cfg.GAL.ACCEPT.UNIT != "instance":
+        raise UserError(
+            "GAL.POOL.SAMPLER is 'posterior', which draws by the scores of single instances: set "
+            "GAL.SCORER.ENABLED to True and GAL.ACCEPT.UNIT to instance, or the sampler to "
+            "uniform_class."
+        )
+    node = cfg.GAL.POOL
+    rule = DrawRule(node.CANDIDATES, node.BEST, node.TEMPERATURE)
+    return PosteriorSampler(pool, category_ids, PosteriorView(Snapshots.from_config(cfg)), rule)
+
+
+def build_pool_sampler(
+    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+) -> PoolSampler:
+    """The sampler that ``GAL.POOL.SAMPLER`` names.
+
+    Raises:
+        UserError: there is none of that name, or the sampler cannot use the pool.
+    """
+    name = cfg.GAL.POOL.SAMPLER
+    if name not in POOL_SAMPLER_REGISTRY:
+        known = ", ".join(sorted(registered for registered, _ in POOL_SAMPLER_REGISTRY))
+        raise UserError(f"GAL.POOL.SAMPLER is '{name}'; registered are: {known}.")
+    return POOL_SAMPLER_REGISTRY.get(name)(cfg, pool, category_ids)

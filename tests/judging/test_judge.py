@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from scored import scored
+from small_model import FROM_SCRATCH, SMALL_MODEL
+
+from gal_d2.datasets.probe import probe_samples
+from gal_d2.engine.trainer import GALTrainer
+from gal_d2.errors import UserError
+from gal_d2.judging.judge import InstanceJudge, Verdict, decision_metrics, gradient_heads
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.selection.acceptance import Decision
+from gal_d2.setup.setup import load_config
+
+
+def make_contribution(image_index: list[int], scores: list[float]) -> Contribution:
+    n = len(image_index)
+    zeros = torch.zeros(n)
+    return scored(
+        range(n),
+        scores,
+        image_index=torch.tensor(image_index, dtype=torch.int64),
+        gt_class=torch.arange(n) % 3,
+        phi=zeros,
+        head_score={"box": zeros},
+        head_loss={"box": zeros.clone()},
+    )
+
+
+def make_target(sources: list[int]) -> Instances:
+    n = len(sources)
+    return Instances(
+        (8, 8),
+        gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 4.0, 4.0]]).repeat(n, 1)),
+        gt_classes=torch.zeros(n, dtype=torch.int64),
+        instance_source=torch.tensor(sources),
+    )
+
+
+class FakeJudge:
+    class_groups = torch.tensor([0, 1, 2])
+    metrics = InstanceJudge.metrics
+
+    class scorer:
+        class cache:
+            age = torch.tensor([4, -1, 2])
+
+
+def test_metrics_by_frequency_group():
+    judge = FakeJudge()
+    contribution = make_contribution([0, 0, 0, 0], [1.0, float("nan"), 3.0, 2.0])
+    decision = Decision.uniform(torch.tensor([True, False, True, False]), "test")
+    judge.verdict = Verdict(contribution, decision, 0.1)
+    metrics = decision_metrics(judge, 0.25)
+    assert metrics["gal/accepted"] == 0.5 and metrics["gal/pasted"] == 4
+    # classes 0, 1, 2, 0 are of the groups r, c, f, r
+    assert metrics["gal/accepted_r"] == 0.5
+    assert metrics["gal/accepted_c"] == 0.0 and metrics["gal/accepted_f"] == 1.0
+    assert metrics["gal/score_q50"] == 2.0  # the missing score does not count
+    assert metrics["gal/cache_age"] == pytest.approx((4 + 2 + 4) / 3)
+    assert metrics["gal/time_share"] == 0.25
+
+
+def test_metrics_of_a_step_without_pastes():
+    judge = FakeJudge()
+    nothing = Decision.uniform(torch.zeros(0, dtype=torch.bool), "test")
+    judge.verdict = Verdict(make_contribution([], []), nothing, 0.0)
+    assert decision_metrics(judge, 0.0) == {"gal/time_share": 0.0, "gal/pasted": 0.0}
+
+
+def small_config(lvis_root, repository, monkeypatch, tmp_path, *options):
+    monkeypatch.chdir(lvis_root)
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *options]
+    return load_config(str(repository / "configs/lvis_gal.yaml"), opts)
+
+
+def test_a_detector_without_roi_heads_is_refused(lvis_root, repository, monkeypatch, tmp_path):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="has none behind its backbone: take a GeneralizedRCNN"):
+        GALTrainer.build_judge(cfg, torch.nn.Module(), seed=0)
+
+
+def test_one_weight_for_each_head(lvis_root, repository, monkeypatch, tmp_path):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, "GAL.SCORER.HEADS", "['box']")
+    with pytest.raises(UserError, match="SCORE_WEIGHTS has 2 entries, GAL.SCORER.HEADS has 1"):
+        InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("GAL.SCORER.ROIS", "boxes"), "GAL.SCORER.ROIS is 'boxes': choose gt or proposals"),
+        (("GAL.SCORER.TARGET", "val"), "GAL.SCORER.TARGET is 'val': choose train or probe"),
+        (("GAL.SCORER.MAX_PROPOSALS", "0"), "MAX_PROPOSALS is 0: set it to 1 or more"),
+        (("GAL.SCORER.GRADIENTS", "some"), "GAL.SCORER.GRADIENTS is 'some': choose needed or all"),
+    ],
+)
+def test_options_that_make_no_sense(lvis_root, repository, monkeypatch, tmp_path, options, message):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    with pytest.raises(UserError, match=message):
+        InstanceJudge(cfg, torch.nn.Module(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["box"]),
+        (("GAL.SCORER.GRADIENTS", "all"), ["box", "mask"]),
+        (("GAL.SCORER.SCORE_WEIGHTS", "[0.5, 0.5]"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['mask_score', 'box_loss']"), ["box", "mask"]),
+        (("GAL.POSTERIOR.SIGNALS", "['phi']"), ["box", "mask"]),
+        (
+            ("GAL.SCORER.SCORE_WEIGHTS", "[0, 0]", "GAL.POSTERIOR.SIGNALS", "['mask_loss']"),
+            ["box"],
+        ),
+    ],
+)
+def test_gradients_are_taken_of_the_heads_that_something_uses(
+    lvis_root, repository, monkeypatch, tmp_path, options, expected
+):
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    assert gradient_heads(cfg) == expected
+
+
+def judged_model(cfg) -> tuple[torch.nn.Module, InstanceJudge, list[dict]]:
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    judge = GALTrainer.build_judge(cfg, model, seed=0)
+    judge.resume(0)
+    (batch,) = itertools.islice(iter(GALTrainer.build_train_loader(cfg, seed=3)), 1)
+    return model, judge, batch
+
+
+SMALL = (
+    *SMALL_MODEL,
+    *FROM_SCRATCH,
+    *("MODEL.PIXEL_STD", "[57.375,57.12,58.395]", "GAL.COPY_PASTE.MIN_PASTES", "6"),
+    *("GAL.SCORER.PROBE.FRACTION", "0.0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"),
+)
+
+
+def test_probe_images_are_learnt_from_and_leave_no_trace(
+    lvis_root, repository, monkeypatch, tmp_path
+):
+    target = ("GAL.SCORER.TARGET", "probe")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *target)
+    model, judge, batch = judged_model(cfg)
+    probe = probe_samples(batch)
+    assert len(probe) == len(batch)
+    model.roi_heads.judge = None
+    buffers = []
+    for asked in (None, judge):
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        model.roi_heads.judge = asked
+        with EventStorage():
+            if asked is not None:
+                judge.start_step(0, batch)
+            torch.manual_seed(1)
+            model(batch)
+        judge.finish_step()
+        buffers.append({n: v.clone() for n, v in model.state_dict().items()})
+        model.load_state_dict(state)
+    assert all(torch.equal(value, buffers[1][name]) for name, value in buffers[0].items())
+    expected = torch.cat([s["instances"].gt_classes for s in probe]).bincount(minlength=1203)
+    assert torch.equal(judge.scorer.cache.count("box").long(), expected.clamp(max=4))
+    assert len(judge.verdict.contribution) == sum(s["num_pasted"] for s in batch)
+
+
+def test_scores_on_proposals(lvis_root, repository, monkeypatch, tmp_path):
+    rois = ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.MAX_PROPOSALS", "3")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *rois)
+    model, judge, batch = judged_model(cfg)
+    for sample in batch:  # proposals of an untrained RPN: give it copies of the boxes
+        boxes = sample["instances"].gt_boxes.tensor
+        sample["proposals"] = Instances(
+            sample["instances"].image_size,
+            proposal_boxes=Boxes(boxes.repeat(2, 1)),
+            objectness_logits=torch.zeros(2 * len(boxes)),
+        )
+    model.proposal_generator = None
+    judge.start_step(0, batch)
+    with EventStorage():
+        model(batch)
+    judge.finish_step()
+    num_rois = judge.verdict.contribution.num_rois
+    assert len(num_rois) > 4 and (num_rois <= 3).all()
+    assert (num_rois == 3).sum() > len(num_rois) / 2  # two copies and the box; less where they tie
+
+
+def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monkeypatch, tmp_path):
+    """A hook of the user's that computes a validation loss in training mode."""
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL)
+    model, judge, batch = judged_model(cfg)
+    with EventStorage():
+        model(batch)  # before the first step
+        assert judge.verdict is None and judge.scorer.cache.count("box").sum() == 0
+        judge.start_step(0, batch)
+        model(batch)
+        assert judge.verdict is None  # nobody waits for it in the forward pass
+        judge.finish_step()
+        learnt, verdict = judge.scorer.cache.count("box").clone(), judge.verdict
+        assert learnt.sum() > 0
+        losses = model(batch)  # after it
+    assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.verdict is verdict
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_scores_of_settled_classes_are_remembered_and_decided_on(
+    lvis_root, repository, monkeypatch, tmp_path
+):
+    options = (
+        *("GAL.POSTERIOR.PRIOR_COUNT", "1.0", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2"),
+        *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
+    )
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
+    judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+    judge.resume(0)
+    target = make_target([1, 1, 1, 1])
+    judge.start_step(0, [{"image_id": 1, "instances": target}])
+    judge.scorer.cache.num_updates[:3] = torch.tensor([2, 1, 5])
+    contribution = replace(
+        make_contribution([0, 0, 0, 0], [0.9, 0.5, 0.5, 0.1]),
+        head_score={"box": torch.tensor([0.5, 0.25, 0.25, 0.75]), "mask": torch.zeros(4)},
+        head_loss={"box": torch.zeros(4), "mask": torch.full((4,), 0.25)},
+        area=torch.full((4,), 2000.0),
+    )
+    contribution.pool_id[2] = -1
+    monkeypatch.setattr(judge.scorer, "begin", lambda *args, **options: "begun")
+    monkeypatch.setattr(judge.scorer, "finish", lambda begun: (contribution, contribution))
+    (rejected,) = judge({}, [target], [])
+
+    # Class 1 is young, and the third is not from the pool.
+    assert judge.posterior.pool_ids.tolist() == [0, 3]
+    # Half a standard deviation below and above the level of their class, the prior being worth as
+    # much as one score; the masks are all the same.
+    means = judge.posterior.get([0, 3]).mean
+    assert means.ravel().tolist() == pytest.approx([-0.5, 0.0, 0.5, 0.0])
+    decision = judge.verdict.decision
+    assert decision.value[[0, 3]].tolist() == pytest.approx([-0.5, 0.5])
+    assert decision.undecided.tolist() == [False, True, True, False]
+    # By value, not by this exposure's score.
+    assert decision.accept[[0, 3]].tolist() == [False, True]
+    assert rejected.tolist() == [True, False, False, False]
+
+    other = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+    other.load_state_dict(judge.state_dict())
+    assert other.posterior.pool_ids.tolist() == [0, 3]
+    assert (other.posterior.get([0, 3]).mean == means).all()
+
+
+def test_a_checkpoint_from_before_scoring_says_so(caplog):
+    judge = object.__new__(InstanceJudge)
+    judge._restored = False
+
+    class Ledger:
+        resumed_at = None
+
+        def resume(self, step):
+            self.resumed_at = step
+
+    judge.ledger = Ledger()
+    with caplog.at_level(logging.WARNING, logger="gal_d2.judging.judge"):
+        judge.resume(5)
+    assert "made without scoring" in caplog.text and judge.ledger.resumed_at == 5
+    caplog.clear()
+    judge.resume(0)  # a fresh start is nothing to warn of
+    assert not caplog.text

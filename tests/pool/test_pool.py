@@ -1,0 +1,595 @@
+"""The instance pool: what goes in comes out, for many processes, and damage stays local."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import multiprocessing
+import os
+import pickle
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from gal_d2.errors import UserError
+from gal_d2.pool.check import check_shard
+from gal_d2.pool.pool import (
+    CorruptCutOutError,
+    CutOutSource,
+    InstancePool,
+    PoolWriter,
+    read_allow_list,
+    write_allow_list,
+)
+from gal_d2.pool.shard import SCHEMA, ShardWriter, shard_names, temporary_names
+
+SOURCE = CutOutSource("diffusers", "sd-1.5", "a photo of a bun", 7)
+
+
+def picture(seed: int, height: int = 5, width: int = 4) -> np.ndarray:
+    """(height, width, 4) uint8, never transparent."""
+    return np.random.default_rng(seed).integers(1, 256, (height, width, 4)).astype(np.uint8)
+
+
+def fill(root: Path, seeds: range, category_id: int = 1, **limits: int) -> list[int]:
+    with PoolWriter(root, **limits) as writer:
+        return [
+            writer.add(category_id, picture(s), source=CutOutSource("test", seed=s)) for s in seeds
+        ]
+
+
+def only_shard(root: Path) -> Path:
+    (name,) = shard_names(root)
+    return root / name
+
+
+# --- round trip -------------------------------------------------------------------------------
+
+
+def test_cut_outs_come_back_as_they_were_added(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "new" / "pool") as writer:
+        first = writer.add(
+            12, picture(0, 7, 3), source=SOURCE, scores={"clip": 0.25, "area": np.float32(0.5)}
+        )
+        bare = writer.add(np.int64(3), picture(1), source=CutOutSource("folder", origin="a/b.png"))
+    pool = InstancePool(tmp_path / "new" / "pool")
+    assert len(pool) == 2
+    assert sorted([first, bare]) == pool.all_ids().tolist()
+    assert pool.category_ids.tolist() == [3, 12]
+    assert pool.ids(12).tolist() == [first]
+    assert pool.ids(99).tolist() == []
+    assert pool.counts() == {3: 1, 12: 1}
+    assert first in pool
+    assert pool.contains(np.array([bare, 5, -1, first])).tolist() == [True, False, False, True]
+    assert pool.category_of(np.array([bare, first, bare])).tolist() == [3, 12, 3]
+
+    cut_out = pool.get(np.int64(first))
+    assert (cut_out.pool_id, cut_out.category_id) == (first, 12)
+    assert cut_out.source == SOURCE
+    assert cut_out.scores == {"clip": 0.25, "area": 0.5}
+    np.testing.assert_array_equal(cut_out.rgba, picture(0, 7, 3))
+    assert cut_out.rgba.flags.writeable
+    assert pool.get(bare).source == CutOutSource("folder", origin="a/b.png")
+    assert pool.get(bare).scores == {}
+
+
+def test_unknown_id(tmp_path: Path) -> None:
+    fill(tmp_path, range(2))
+    pool = InstancePool(tmp_path)
+    with pytest.raises(KeyError, match="cut-out 5 is not in"):
+        pool.get(5)
+    with pytest.raises(KeyError, match="cut-out -1 is not in"):
+        pool.category_of(np.array([-1]))
+
+
+def test_seed_may_have_64_bits(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        source = CutOutSource("test", seed=(1 << 64) - 1)
+        pool_id = writer.add(1, picture(0), source=source)
+        with pytest.raises(ValueError, match="seed"):
+            writer.add(1, picture(0), source=CutOutSource("test", seed=-1))
+    assert InstancePool(tmp_path).get(pool_id).source == source
+
+
+def test_shards_roll_over_by_rows_and_by_bytes(tmp_path: Path) -> None:
+    ids = fill(tmp_path / "rows", range(7), max_rows=3)
+    assert len(shard_names(tmp_path / "rows")) == 3
+    fill(tmp_path / "bytes", range(7), max_bytes=1)
+    assert len(shard_names(tmp_path / "bytes")) == 7
+    fill(tmp_path / "one", range(7))
+    assert len(shard_names(tmp_path / "one")) == 1
+    for part in ("rows", "bytes", "one"):
+        assert InstancePool(tmp_path / part).all_ids().tolist() == sorted(ids)
+
+
+def test_many_batches_and_few_open_shards(tmp_path: Path) -> None:
+    """1,100 rows are three record batches; with one reader open every shard is reopened."""
+    ids = fill(tmp_path, range(1100)) + fill(tmp_path, range(1100, 1110), max_rows=4)
+    pool = InstancePool(tmp_path, max_open_shards=1)
+    for seed in (0, 1105, 511, 512, 1101, 1099, 1109):
+        np.testing.assert_array_equal(pool.get(ids[seed]).rgba, picture(seed))
+
+
+def test_nothing_added_leaves_no_shard(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        writer.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flush_makes_cut_outs_visible(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        first = writer.add(1, picture(0), source=SOURCE)
+        pool = InstancePool(tmp_path, allow_empty=True)
+        assert len(pool) == 0
+        writer.flush()
+        assert pool.refresh() == 1
+        writer.add(2, picture(1), source=SOURCE)
+        assert pool.refresh() == 0
+    assert pool.refresh() == 1
+    assert first in pool
+    assert pool.category_ids.tolist() == [1, 2]
+
+
+def test_what_was_added_before_an_error_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="uint8"), PoolWriter(tmp_path) as writer:
+        kept = writer.add(1, picture(0), source=SOURCE)
+        writer.add(1, picture(0).astype(float), source=SOURCE)
+    assert InstancePool(tmp_path).all_ids().tolist() == [kept]
+
+
+def test_closed_writer_takes_nothing(tmp_path: Path) -> None:
+    writer = PoolWriter(tmp_path)
+    writer.close()
+    writer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        writer.add(1, picture(0), source=SOURCE)
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 0}, {"max_bytes": 0}])
+def test_limits_are_positive(tmp_path: Path, limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="limits are positive"):
+        PoolWriter(tmp_path, **limits)
+
+
+# --- duplicates and order ---------------------------------------------------------------------
+
+
+def test_duplicates_are_stored_once_by_a_writer_and_shown_once_by_a_pool(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        pool_id = writer.add(1, picture(0), source=SOURCE, scores={"clip": 1})
+        assert writer.add(1, picture(0), source=SOURCE, scores={"clip": 2}) == pool_id
+        assert (writer.added, writer.skipped) == (1, 1)
+    with PoolWriter(tmp_path) as writer:
+        writer.add(1, picture(0), source=SOURCE, scores={"clip": 3})
+        other = writer.add(1, picture(1), source=SOURCE)
+        assert (writer.added, writer.skipped) == (2, 0)
+    pool = InstancePool(tmp_path)
+    assert pool.all_ids().tolist() == sorted([pool_id, other])
+    assert pool.get(pool_id).scores == {"clip": 1}
+    with PoolWriter(tmp_path, known=pool) as writer:
+        assert writer.add(1, picture(0), source=SOURCE) == pool_id
+        assert (writer.added, writer.skipped) == (0, 1)
+
+
+def test_refreshed_pool_equals_one_opened_anew(tmp_path: Path) -> None:
+    """Also when the new shards sort before the old ones and hold some of the same cut-outs."""
+    fill(tmp_path / "a", range(6), max_rows=2)
+    fill(tmp_path / "b", range(3, 9), category_id=1, max_rows=4)
+    fill(tmp_path / "b", range(20, 22), category_id=0)
+    root = tmp_path / "pool"
+    root.mkdir()
+    for i, name in enumerate(shard_names(tmp_path / "a")):
+        shutil.copy(tmp_path / "a" / name, root / f"{2 * i + 1}.arrow")
+    grown = InstancePool(root)
+    for i, name in enumerate(shard_names(tmp_path / "b")):
+        shutil.copy(tmp_path / "b" / name, root / f"{2 * i}.arrow")
+    assert grown.refresh() == 5
+    fresh = InstancePool(root)
+    assert grown.shards == fresh.shards == tuple(f"{i}.arrow" for i in range(6))
+    for attribute in ("ids", "shard", "row", "categories", "category_index"):
+        np.testing.assert_array_equal(
+            getattr(grown._index, attribute), getattr(fresh._index, attribute)
+        )
+    assert [grown.get(i).source for i in grown.all_ids()] == [
+        fresh.get(i).source for i in fresh.all_ids()
+    ]
+
+
+def test_order_does_not_depend_on_the_shards(tmp_path: Path) -> None:
+    fill(tmp_path / "one", range(20))
+    fill(tmp_path / "many", range(19, -1, -1), max_rows=3)
+    one, many = InstancePool(tmp_path / "one"), InstancePool(tmp_path / "many")
+    assert one.ids(1).tolist() == many.ids(1).tolist() == sorted(one.all_ids().tolist())
+
+
+# --- metadata ---------------------------------------------------------------------------------
+
+
+def test_metadata_is_a_table_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    fill(tmp_path, range(10), max_rows=3)
+    fill(tmp_path, range(5, 12), category_id=2, max_rows=4)
+    pool = InstancePool(tmp_path)
+    table = pool.metadata()
+    assert table.column("pool_id").to_pylist() == pool.all_ids().tolist()
+    assert table.column("category_id").to_pylist() == pool.category_of(pool.all_ids()).tolist()
+    assert "image" not in table.column_names
+    some = pool.metadata(["seed", "pool_id"])
+    assert some.column_names == ["seed", "pool_id"]
+    for row in some.slice(3, 4).to_pylist():
+        assert pool.get(row["pool_id"]).source.seed == row["seed"]
+
+
+def test_metadata_of_an_empty_pool(tmp_path: Path) -> None:
+    table = InstancePool(tmp_path, allow_empty=True).metadata(["prompt"])
+    assert (table.column_names, table.num_rows) == (["prompt"], 0)
+
+
+@pytest.mark.parametrize("columns", [["image"], ["promt"], []])
+def test_metadata_knows_its_columns(tmp_path: Path, columns: list[str]) -> None:
+    with pytest.raises(ValueError, match="choose from pool_id"):
+        InstancePool(tmp_path, allow_empty=True).metadata(columns)
+
+
+def test_describe(tmp_path: Path) -> None:
+    fill(tmp_path, range(3))
+    fill(tmp_path, range(2), category_id=12)
+    lines = InstancePool(tmp_path).describe({12: "bun"}).splitlines()
+    assert "5 cut-outs of 2 categories in 2 shards" in lines[0]
+    assert [line.split() for line in lines[1:]] == [["1", "3"], ["12", "2", "bun"]]
+
+
+# --- user's mistakes --------------------------------------------------------------------------
+
+
+def test_missing_and_empty_pools_name_path_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere does not exist.*tools/import_cutouts\.py"):
+        InstancePool(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"has no cut-outs.*tools/import_cutouts\.py"):
+        InstancePool(tmp_path)
+    pool = InstancePool(tmp_path / "nowhere", allow_empty=True)
+    assert (len(pool), pool.refresh()) == (0, 0)
+    assert pool.ids(1).tolist() == []
+
+
+def test_pool_whose_path_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file cannot be created"):
+        PoolWriter(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file is a file"):
+        InstancePool(tmp_path / "file")
+
+
+def test_pool_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written to; change its permissions"):
+        PoolWriter(tmp_path)
+
+
+def _write_until_the_disk_is_full(root: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    writer = PoolWriter(root, max_bytes=1 << 20)
+    writer.add(1, picture(0), source=SOURCE)
+    writer.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        for seed in range(1, 50):
+            writer.add(1, picture(seed, 60, 60), source=SOURCE)
+        writer.close()
+    except UserError as error:
+        assert "the last 49 cut-outs are lost" in str(error)
+        assert writer.added == 1
+        writer.close()
+        os._exit(0)
+    os._exit(1)
+
+
+def test_full_disk_loses_the_open_shard_only(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(
+        target=_write_until_the_disk_is_full, args=(tmp_path,)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert len(InstancePool(tmp_path)) == 1
+    assert temporary_names(tmp_path) == []
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _break_magic(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-6] + b"BROKEN")
+
+
+def _other_schema(path: Path) -> None:
+    table = pa.table({"pool_id": pa.array([1], pa.int64())})
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _dangling_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("damage", [_truncate, _empty, _break_magic, _other_schema, _dangling_link])
+def test_corrupt_shard_is_named_once_skipped_and_counted(
+    tmp_path: Path, damage, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, range(3))
+    bad = only_shard(tmp_path)
+    good = fill(tmp_path, range(3, 5))
+    sound = bad.read_bytes()
+    damage(bad)
+    with caplog.at_level(logging.WARNING):
+        pool = InstancePool(tmp_path)
+        pool.refresh()
+    assert pool.all_ids().tolist() == sorted(good)
+    assert list(pool.corrupt_shards) == [bad.name]
+    assert len([r for r in caplog.records if bad.name in r.getMessage()]) == 1
+    assert check_shard(bad).error == pool.corrupt_shards[bad.name]
+
+    # A shard that was seen in the middle of a copy is sound later.
+    bad.unlink()
+    bad.write_bytes(sound)
+    assert pool.refresh() == 3
+    assert pool.corrupt_shards == {}
+
+
+def test_pool_of_corrupt_shards_only(tmp_path: Path) -> None:
+    fill(tmp_path, range(3))
+    _truncate(only_shard(tmp_path))
+    with pytest.raises(UserError, match=r"all 1 shards .* tools/check_pool\.py"):
+        InstancePool(tmp_path)
+
+
+def test_corrupt_row_raises_is_named_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = fill(tmp_path, range(4))
+    shard = only_shard(tmp_path)
+    content = bytearray(shard.read_bytes())
+    at = content.find(b"RIFF", content.find(b"RIFF") + 1) + 20  # in the second image
+    content[at] ^= 0xFF
+    shard.write_bytes(content)
+    pool = InstancePool(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            with pytest.raises(CorruptCutOutError, match=f"cut-out {ids[1]} .*{shard.name}"):
+                pool.get(ids[1])
+    assert len(caplog.records) == 1
+    assert list(pool.corrupt_ids) == [ids[1]]
+    assert len(pool.ids(1)) == 4
+    for seed in (0, 2, 3):
+        np.testing.assert_array_equal(pool.get(ids[seed]).rgba, picture(seed))
+    report = check_shard(shard)
+    assert [(row, pool_id) for row, (pool_id, _) in report.corrupt_rows.items()] == [(1, ids[1])]
+    assert [pool_id for pool_id, _ in report.sound_rows] == [ids[0], ids[2], ids[3]]
+
+
+def test_row_that_never_was_an_image(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        pool_id = writer.add_encoded(1, b"no image", 5, 4, source=SOURCE)
+    with pytest.raises(CorruptCutOutError, match="does not decode"):
+        InstancePool(tmp_path).get(pool_id)
+    assert check_shard(only_shard(tmp_path)).corrupt_rows.keys() == {0}
+    assert check_shard(only_shard(tmp_path), decode=False).corrupt_rows == {}
+
+
+def test_shard_that_vanished(tmp_path: Path) -> None:
+    ids = fill(tmp_path, range(2))
+    pool = InstancePool(tmp_path)
+    only_shard(tmp_path).unlink()
+    with pytest.raises(CorruptCutOutError, match=str(ids[0])):
+        pool.get(ids[0])
+
+
+def test_too_many_open_files_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, range(2))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        InstancePool(tmp_path)
+
+
+def test_random_damage_never_crashes_and_never_passes_for_a_cut_out(tmp_path: Path) -> None:
+    ids = fill(tmp_path / "sound", range(4))
+    sound = only_shard(tmp_path / "sound").read_bytes()
+    rng = np.random.default_rng(0)
+    (tmp_path / "pool").mkdir()
+    logging.disable(logging.CRITICAL)
+    try:
+        for i in range(250):
+            content = np.frombuffer(sound, np.uint8).copy()
+            content[rng.integers(len(content), size=3)] = rng.integers(0, 256, 3)
+            path = tmp_path / "pool" / f"{i}.arrow"
+            path.write_bytes(content.tobytes())
+            pool = InstancePool(tmp_path / "pool", allow_empty=True)
+            pool.metadata()
+            for pool_id in pool.all_ids().tolist():
+                try:
+                    rgba = pool.get(pool_id).rgba
+                except CorruptCutOutError:
+                    continue
+                np.testing.assert_array_equal(rgba, picture(ids.index(pool_id)))
+            path.unlink()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+def _append(root: Path, seeds: range) -> None:
+    fill(root, seeds, max_rows=7)
+
+
+def test_two_processes_append_at_the_same_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=_append, args=(tmp_path, seeds))
+        for seeds in (range(60), range(50, 110))
+    ]
+    for process in processes:
+        process.start()
+    pool = InstancePool(tmp_path, allow_empty=True)
+    new = len(pool)
+    while any(process.is_alive() for process in processes):
+        new += pool.refresh()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    new += pool.refresh()
+    assert new == len(pool) == 110
+    assert sorted(pool.get(i).source.seed for i in pool.all_ids()) == list(range(110))
+
+
+def _write_and_wait(root: Path, ready) -> None:
+    writer = PoolWriter(root, max_rows=1000)
+    for seed in range(1600):
+        writer.add(1, picture(seed, 2, 2), source=CutOutSource("test", seed=seed))
+    ready.set()
+    time.sleep(600)
+
+
+def test_killed_writer_loses_its_open_shard_only(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_write_and_wait, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    process.kill()
+    process.join()
+    assert len(temporary_names(tmp_path)) == 1
+    pool = InstancePool(tmp_path)
+    assert len(pool) == 1000
+    assert pool.corrupt_shards == {}
+    fill(tmp_path, range(2000, 2003))
+    assert pool.refresh() == 3
+
+
+def test_writer_belongs_to_its_process(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path) as writer:
+        writer.add(1, picture(0), source=SOURCE)
+        child = os.fork()
+        if child == 0:
+            try:
+                writer.add(1, picture(1), source=SOURCE)
+            except RuntimeError:
+                writer.close()
+                os._exit(0)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(InstancePool(tmp_path)) == 1
+
+
+def test_pickle_holds_the_snapshot_and_little_else(tmp_path: Path) -> None:
+    ids = fill(tmp_path, range(500), max_rows=100)
+    pool = InstancePool(tmp_path)
+    pool.get(ids[0])
+    pickled = pickle.dumps(pool)
+    assert len(pickled) < 1000
+    fill(tmp_path, range(500, 600))
+    copy = pickle.loads(pickled)
+    assert copy.shards == pool.shards
+    np.testing.assert_array_equal(copy.all_ids(), pool.all_ids())
+    np.testing.assert_array_equal(copy.get(ids[3]).rgba, pool.get(ids[3]).rgba)
+    assert InstancePool(tmp_path, shards=pool.shards).all_ids().tolist() == pool.all_ids().tolist()
+    assert copy.refresh() == pool.refresh() == 100
+
+
+class PoolDataset(Dataset):
+    def __init__(self, pool: InstancePool) -> None:
+        self.pool = pool
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, i: int) -> tuple[int, np.ndarray]:
+        rng = np.random.default_rng(i)
+        cut_out = self.pool.get(rng.choice(self.pool.ids(1)))
+        return cut_out.pool_id, cut_out.rgba
+
+
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_data_loader_workers_see_the_same_cut_outs(
+    tmp_path: Path, start: str, workers: int
+) -> None:
+    fill(tmp_path, range(30), max_rows=8)
+    dataset = PoolDataset(InstancePool(tmp_path))
+    expected = [dataset[i] for i in range(len(dataset))]
+    fill(tmp_path, range(30, 60), max_rows=8)  # after the snapshot
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=workers, multiprocessing_context=start, timeout=120
+    )
+    for (pool_id, rgba), (expected_id, expected_rgba) in zip(loader, expected, strict=True):
+        assert pool_id == expected_id
+        np.testing.assert_array_equal(rgba, expected_rgba)
+
+
+def test_schema_begins_with_the_index() -> None:
+    assert SCHEMA.names[:2] == ["pool_id", "category_id"]
+
+
+def test_discarded_shard_leaves_nothing(tmp_path: Path) -> None:
+    shard = ShardWriter(tmp_path)
+    assert temporary_names(tmp_path) == [shard.temporary.name]
+    shard.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_what_is_allowed_is_seen(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "pool", max_rows=2) as writer:
+        ids = [
+            writer.add(number % 2, np.full((3, 3, 4), 99 + number, np.uint8), source=SOURCE)
+            for number in range(6)
+        ]
+    write_allow_list(tmp_path / "new" / "allowed.parquet", np.array([ids[4], ids[1], 7]))
+    allowed = read_allow_list(tmp_path / "new" / "allowed.parquet")
+    pool = InstancePool(tmp_path / "pool", only=allowed)
+    for seen in (pool, pickle.loads(pickle.dumps(pool))):
+        assert sorted(seen.all_ids().tolist()) == sorted([ids[1], ids[4]])
+        assert seen.ids(0).tolist() == [ids[4]] and seen.ids(1).tolist() == [ids[1]]
+        assert (seen.get(ids[4]).rgba == 103).all()
+        assert ids[0] not in seen
+    with pytest.raises(UserError, match="none of the 1 cut-outs that are allowed"):
+        InstancePool(tmp_path / "pool", only=np.array([7]))
+
+
+def test_an_allow_list_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("1 2 3")
+    for path in (tmp_path / "list", tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=r"cannot be read .*filter_pool.py --allow-list wrote"):
+            read_allow_list(path)
+
+
+def test_a_cut_out_as_it_is_stored(tmp_path: Path) -> None:
+    with PoolWriter(tmp_path / "pool") as writer:
+        pool_id = writer.add(5, np.full((3, 4, 4), 99, np.uint8), source=SOURCE, scores={"a": 0.5})
+    pool = InstancePool(tmp_path / "pool")
+    stored = pool.get_encoded(pool_id)
+    assert (stored["category_id"], stored["height"], stored["width"]) == (5, 3, 4)
+    assert dict(stored["scores"]) == {"a": 0.5} and isinstance(stored["image"], bytes)
+    with pytest.raises(KeyError, match="not in the instance pool"):
+        pool.get_encoded(pool_id ^ 1)
