@@ -20,7 +20,7 @@ from gal_d2.errors import UserError
 from gal_d2.files.weights_file import read_checkpoint
 from gal_d2.modeling.timm_backbone import TimmBackbone
 from gal_d2.pool.importer import list_xpaste
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.ranking import RankedCutOut, save_gallery
 

@@ -24,7 +24,8 @@ from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import criteria, histories, names_of, rank
 from gal_d2.setup.setup import load_config, resolve_datasets, setup

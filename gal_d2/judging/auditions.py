@@ -30,7 +30,7 @@ from gal_d2.engine.precision import autocast_dtype
 from gal_d2.errors import UserError
 from gal_d2.judging.judge import InstanceJudge
 from gal_d2.modeling.frozen import frozen_model
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.selection.acceptance import AlwaysAccept, Decision

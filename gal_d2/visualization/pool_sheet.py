@@ -10,7 +10,7 @@ import numpy as np
 
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.visualization.contact_sheet import save_png, tile
 
 _CELL = 128

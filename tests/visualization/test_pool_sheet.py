@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from gal_d2.datasets.annotation_file import Category
-from gal_d2.pool.pool import CutOutSource, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.visualization.pool_sheet import on_chequers, write_pool_sheets
 
 CATEGORIES = (
