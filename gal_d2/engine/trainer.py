@@ -31,6 +31,7 @@ from gal_d2.copy_paste.stream import TrainingLoader, sample_seed
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.datasets.evaluation_mapper import EvaluationMapper
 from gal_d2.datasets.probe import split_probe
+from gal_d2.datasets.records import repeat_factors
 from gal_d2.datasets.registration import require_dataset
 from gal_d2.engine.checkpoint import CheckpointStore
 from gal_d2.engine.ema import EMAHook, ModelEMA
@@ -419,17 +420,14 @@ class StepSeed(HookBase):
 def training_order(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Iterable[int]]:
     """What gives, from a seed, the endless order of dataset indices for this process.
 
-    Uniform or by repeat factor. It does not keep ``dicts``: as Python objects, LVIS's annotations
-    take several times the memory that they take serialised.
+    Uniform or by repeat factor. It does not keep ``dicts``.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         size = len(dicts)
         return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
+        factors = repeat_factors(dicts, cfg.DATALOADER.REPEAT_THRESHOLD)
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}': choose TrainingSampler or "
