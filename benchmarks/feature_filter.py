@@ -32,9 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gal_d2.commands.score_pool import open_pool
-from gal_d2.copy_paste.mapper import CopyPasteMapper, class_scales
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.mapper import CopyPasteMapper
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import AuditionImages, sample_per_category
+from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.engine.trainer import GALTrainer

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import sample_per_category
 from gal_d2.datasets.category_identity import require_same_classes
 from gal_d2.datasets.category_names import CategoryNames
