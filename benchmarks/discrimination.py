@@ -52,7 +52,7 @@ from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.judging.judge import InstanceJudge
+from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
 from gal_d2.selection.ledger import Ledger

@@ -43,7 +43,8 @@ from gal_d2.errors import UserError, some_of
 from gal_d2.files.atomic_file import replacing
 from gal_d2.judging.attach import rehearse_on_noise, scored_roi_heads
 from gal_d2.judging.auditions import Auditioner
-from gal_d2.judging.judge import build_scorer, class_groups
+from gal_d2.judging.build_scorer import build_scorer
+from gal_d2.judging.judge import class_groups
 from gal_d2.pool.pool import InstancePool, open_configured_pool
 from gal_d2.pool.preflight import require_usable_pool
 from gal_d2.selection.acceptance import Decision

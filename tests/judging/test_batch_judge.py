@@ -182,7 +182,7 @@ def test_without_pastes_there_is_nothing_to_reject(config):
     (batch,) = make_batches(cfg)
     assert judge.start_step(0, batch) is batch
     assert math.isnan(judge.decision.cosine) and judge.cache.value is None
-    assert len(judge.verdict.contribution) == 0 and judge.metrics() == {}
+    assert len(judge.judged.contribution) == 0 and judge.metrics() == {}
 
 
 def test_between_two_probes_the_average_has_to_do(config):
