@@ -36,7 +36,8 @@ def build_model(cfg, seed: int = 0):
 
 def score(repository: Path, output: Path, kill_at: int = -1, placements: int = 2) -> None:
     """What tools/score_pool.py does; the process dies before batch ``kill_at`` is recorded."""
-    from gal_d2.commands.score_pool import OfflineOptions, score_pool
+    from gal_d2.commands.offline_options import OfflineOptions
+    from gal_d2.commands.score_pool import score_pool
     from gal_d2.selection.ledger import LedgerWriter
 
     append = LedgerWriter.append

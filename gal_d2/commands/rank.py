@@ -13,12 +13,9 @@ import pyarrow.parquet
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from gal_d2.commands.score_pool import (
-    OfflineOptions,
-    open_pool,
-    score_pool,
-    scores_digest,
-)
+from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.offline_pass import scores_digest
+from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata

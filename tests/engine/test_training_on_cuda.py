@@ -13,7 +13,8 @@ import torch
 from small_offline import build_model, configure
 from training_runs import last_metrics, ledger, tiny_stable_diffusion
 
-from gal_d2.commands.score_pool import OfflineOptions, score_pool
+from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.score_pool import score_pool
 from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.pool.pool import InstancePool
 from gal_d2.selection.ledger import Ledger
