@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from gal_d2.engine.trainer import training_order
+from gal_d2.engine.loaders import training_order
 from gal_d2.errors import UserError
 from gal_d2.setup.setup import load_config, resolve_datasets, resolve_device
 
