@@ -28,7 +28,7 @@ from detectron2.structures import BoxMode
 
 from gal_d2.copy_paste.augmentation import build_augmentations
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.real_instances import RealInstances
 from gal_d2.copy_paste.stream import seeded
 from gal_d2.pool.cut_out import CutOutSource

@@ -7,9 +7,10 @@ import logging
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.check import check_evaluation_set, check_training_set
 from gal_d2.datasets.records import object_classes
-from gal_d2.datasets.registration import DatasetNotFoundError, load_metadata, require_dataset
+from gal_d2.datasets.registration import load_metadata, require_dataset
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.errors import UserError
 from gal_d2.pool.instance_pool import InstancePool

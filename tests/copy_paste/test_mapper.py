@@ -23,9 +23,10 @@ from pycocotools import mask as mask_utils
 
 from gal_d2 import add_gal_config
 from gal_d2.copy_paste.augmentation import build_probe_augmentations
-from gal_d2.copy_paste.mapper import CopyPasteMapper, class_scales
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.mapper import CopyPasteMapper
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.real_instances import RealInstances
+from gal_d2.copy_paste.scale import class_scales
 from gal_d2.copy_paste.stream import seeded
 from gal_d2.datasets.probe import ProbeImages
 from gal_d2.datasets.registration import load_instances, register_instances

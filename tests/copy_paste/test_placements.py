@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import AuditionImages, sample_per_category
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource

@@ -12,7 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import read_annotation_file
-from gal_d2.datasets.registration import DatasetNotFoundError, register_instances
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
+from gal_d2.datasets.registration import register_instances
 from gal_d2.datasets.statistics import category_statistics, compute_statistics
 
 NAME = "test_statistics"

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.pool.check import check_shard

@@ -26,7 +26,7 @@ from gal_d2.pool.shard import shard_names
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.acceptance import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]
 TEMPLATE = "a photo of a single {name}"
