@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Measure what grows with the data at LVIS's true size, on synthetic data; no model is trained.
+
+    python benchmarks/scale.py posterior --sizes 120000 1200000
+    python benchmarks/scale.py ledger --sizes 2700000 27000000 --folder /a/large/disk
+    python benchmarks/scale.py annotations --sizes 10000 100000
+    python benchmarks/scale.py all
+
+Each piece runs in a process of its own for each size; lines of finished ones are kept in
+OUTPUT/scale.jsonl and not measured again. With two sizes, the table says with which power of the
+size time and memory grow. Times are CPU seconds, memory is what the step adds to the resident set
+at its peak.
+
+- index (size: cut-outs of a pool): building it, letting it grow, look-ups; benchmarks/pool.py opens
+  files.
+- posterior (size: cut-outs): updating it, a step's draws, snapshots, a checkpoint.
+- ledger (size: rows): appending, and the queries that ranking and filtering make.
+- annotations (size: images): writing LVIS's JSON, reading and checking it, statistics, repeat
+  factors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
+import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from documents import check_document, markdown_table, replace_tables
+
+from gal_d2.datasets.registration import load_instances, register_instances
+from gal_d2.datasets.statistics import category_statistics
+from gal_d2.pool.index import PoolIndex
+from gal_d2.scoring.contribution import Contribution
+from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.draw import choose_from_best
+from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.posterior import Posterior
+from gal_d2.selection.posterior_view import PosteriorView, posterior_source
+from gal_d2.selection.ranking import instance_values, rank
+from gal_d2.selection.snapshots import KEYFRAME, Snapshots
+from gal_d2.setup.launch import run_tool
+
+COMMAND = "benchmarks/scale.py"
+CATEGORIES = 1203
+PASTES = 152  # of a step: 16 images x 9.5
+CANDIDATES, BEST = 12, 3
+ANNOTATIONS_PER_IMAGE = 12.68
+SIZES = {
+    "index": (1_200_000, 12_000_000),
+    "posterior": (120_000, 1_200_000),
+    "ledger": (2_700_000, 27_000_000),
+    "annotations": (10_000, 100_000),
+}
+
+
+class Steps:
+    """Times named steps of a piece; a step is a function that is called once or often."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float | str]] = []
+
+    def time(self, name: str, function: Callable[[], object], repeats: int = 1) -> object:
+        """Call it ``repeats`` times; keep the CPU seconds of one call and the memory of all."""
+        before = _peak_megabytes()
+        start = time.process_time()
+        for _ in range(repeats):
+            result = function()
+        seconds = (time.process_time() - start) / repeats
+        added = max(_peak_megabytes() - before, 0.0)
+        self.rows.append({"step": name, "seconds": seconds, "megabytes": added})
+        return result
+
+    def note(self, name: str, megabytes: float) -> None:
+        """A size on disk or in memory that is no time."""
+        self.rows.append({"step": name, "seconds": math.nan, "megabytes": megabytes})
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux has kilobytes
+
+
+def contribution(ids: np.ndarray, rng: np.random.Generator) -> Contribution:
+    """Scores of cut-outs (N,); the class of a cut-out follows from its id."""
+    number = len(ids)
+    score = torch.from_numpy(rng.standard_normal(number).astype(np.float32))
+    return Contribution(
+        pool_id=torch.from_numpy(ids),
+        image_index=torch.arange(number) % 16,
+        gt_class=torch.from_numpy(ids % CATEGORIES),
+        phi=score,
+        score=score,
+        head_score={"box": score, "mask": score},
+        head_loss={"box": score.exp(), "mask": score.exp()},
+        num_rois=torch.ones(number, dtype=torch.int64),
+        area=torch.full((number,), 900.0),
+    )
+
+
+def measure_index(size: int, folder: Path, steps: Steps) -> None:
+    """The index alone: what opening a pool and taking in new shards compute."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1 << 62, size=size)
+    shard, row = np.divmod(np.arange(size), 8192)
+    index = steps.time("built", lambda: PoolIndex(ids, ids % CATEGORIES, shard, row))
+    new = rng.integers(1 << 62, size=1600)  # 16 images at each of 100 steps
+
+    def grow() -> PoolIndex:
+        return PoolIndex(
+            np.concatenate([index.ids, new]),
+            np.concatenate([index.categories[index.category_index], new % CATEGORIES]),
+            np.concatenate([index.shard, np.full(len(new), shard[-1] + 1)]),
+            np.concatenate([index.row, np.arange(len(new))]),
+        )
+
+    steps.time("with the new cut-outs of 100 steps", grow)
+    wanted = rng.choice(ids, PASTES * CANDIDATES)
+    steps.time("look-up of a step's candidates", lambda: index.find_many(wanted), 50)
+    of_step = rng.integers(CATEGORIES, size=PASTES).tolist()
+    steps.time("ids of a step's categories", lambda: [index.ids_of(c) for c in of_step], 50)
+
+
+def measure_posterior(size: int, folder: Path, steps: Steps) -> None:
+    """A posterior that has seen every cut-out once, and what a step does with it."""
+    rng = np.random.default_rng(0)
+    ids = np.unique(rng.integers(1 << 62, size=size))
+    posterior = Posterior(CATEGORIES, ["box_score", "mask_loss"])
+
+    def fill() -> None:
+        for step, part in enumerate(np.array_split(rng.permutation(ids), max(size // 4096, 1))):
+            posterior.update(contribution(part, rng), step)
+
+    steps.time("first score of every cut-out", fill)
+    some = contribution(rng.choice(ids, PASTES, replace=False), rng)
+    steps.time("update of a step", lambda: posterior.update(some, posterior.step + 1), 50)
+    snapshots = Snapshots(folder, period=100, lag=0)
+    state = posterior_source(posterior.take_changes)
+    whole = steps.time("whole snapshot, made", lambda: state(0))
+    named = {f"posterior.{name}": array for name, array in whole.items()}
+    steps.time("whole snapshot, written", lambda: snapshots.write(0, named))
+    steps.note("whole snapshot, on disk", snapshots.path(0).stat().st_size / 1e6)
+    for number in range(1, KEYFRAME):
+        posterior.update(contribution(rng.choice(ids, 100 * PASTES), rng), posterior.step + 1)
+        changed = {f"posterior.{name}": array for name, array in state(number).items()}
+        if number == 1:
+            steps.time("change of 100 steps, written", lambda s=changed: snapshots.write(1, s))
+        else:
+            snapshots.write(number, changed)
+    view = PosteriorView(snapshots)
+    steps.time("whole snapshot, read by a worker", lambda: view.follow(0))
+    steps.time("change of 100 steps, read by a worker", lambda: view.follow(100))
+    candidates = rng.choice(ids, (PASTES, CANDIDATES))
+
+    def draw() -> np.ndarray:
+        return choose_from_best(view.draw_values(candidates, 0.7, rng), BEST, rng)
+
+    steps.time("draw of a step's pastes", draw, 50)
+    steps.time("checkpoint, saved", lambda: torch.save(posterior.state_dict(), folder / "state"))
+    steps.note("checkpoint, on disk", (folder / "state").stat().st_size / 1e6)
+    stored = torch.load(folder / "state", weights_only=True)
+    fresh = Posterior(CATEGORIES, ["box_score", "mask_loss"])
+    steps.time("checkpoint, restored", lambda: fresh.load_state_dict(stored))
+
+
+def measure_ledger(size: int, folder: Path, steps: Steps) -> None:
+    """As many rows as a training writes, of 1.2 million cut-outs drawn unevenly."""
+    rng = np.random.default_rng(0)
+    cut_outs = 44 * size // 1000  # each is pasted 22 times on average
+    ids = np.unique(rng.integers(1 << 62, size=max(cut_outs, 1)))
+    rows_of_step = 100 * PASTES  # a hundred steps at once: rows, not calls, are measured
+
+    def write() -> None:
+        with LedgerWriter(
+            folder, category_ids=range(1, CATEGORIES + 1), category_frequency=["f"] * CATEGORIES
+        ) as writer:
+            for step in range(-(-size // rows_of_step)):
+                rows = contribution(rng.choice(ids, rows_of_step), rng)
+                accept = torch.ones(rows_of_step, dtype=torch.bool)
+                writer.append(step, rows, Decision.uniform(accept, "always"), range(16))
+
+    steps.time("rows written", write)
+    steps.note("rows, on disk", sum(f.stat().st_size for f in folder.iterdir()) / 1e6)
+    ledger = steps.time("opened", lambda: Ledger(folder))
+    steps.time("figures by category", ledger.by_category)
+    steps.time("ranking of one category", lambda: rank(ledger, 7))
+    steps.time("values of all cut-outs (filter)", lambda: instance_values(ledger))
+
+
+def measure_annotations(size: int, folder: Path, steps: Steps) -> None:
+    """A JSON with LVIS's number of objects, points of polygons, and long tail."""
+    path = folder / "lvis.json"
+    steps.time("synthetic JSON, written", lambda: write_annotations(path, size))
+    steps.note("JSON, on disk", path.stat().st_size / 1e6)
+    register_instances("scale", path, folder, replace=True)
+    dicts = steps.time("read and checked", lambda: load_instances("scale"))
+    steps.time("statistics", lambda: category_statistics("scale"))
+    steps.time("statistics, from the cache", lambda: category_statistics("scale"))
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+    steps.time("repeat factors", lambda: factors(dicts, 0.001))
+
+
+def write_annotations(path: Path, images: int) -> None:
+    """Objects are star-shaped polygons of 6 to 120 points, 40 on average as LVIS's have."""
+    rng = np.random.default_rng(0)
+    count = round(images * ANNOTATIONS_PER_IMAGE)
+    image_of = np.sort(rng.integers(images, size=count))
+    popularity = 1 / np.arange(1, CATEGORIES + 1) ** 1.3
+    category = rng.choice(CATEGORIES, count, p=popularity / popularity.sum()) + 1
+    category[: min(CATEGORIES, count)] = np.arange(1, min(CATEGORIES, count) + 1)
+    points = np.clip(rng.gamma(2.0, 20.0, count), 6, 120).astype(int)
+    with path.open("w") as file:
+        names = [{"id": k, "name": f"thing {k}"} for k in range(1, CATEGORIES + 1)]
+        file.write(f'{{"categories": {json.dumps(names)}, "images": [')
+        for number in range(images):
+            record = {"id": number + 1, "width": 640, "height": 480}
+            record |= {"file_name": f"{number:012d}.jpg", "neg_category_ids": [1, 2, 3]}
+            record["not_exhaustive_category_ids"] = []
+            file.write(("," if number else "") + json.dumps(record))
+        file.write('], "annotations": [')
+        for number in range(count):
+            centre = rng.uniform((60, 60), (580, 420))
+            radius = rng.uniform(15, 55, points[number])
+            angle = np.linspace(0, 2 * np.pi, points[number], endpoint=False)
+            around = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+            polygon = (centre + around).round(2)
+            low, high = polygon.min(0), polygon.max(0)
+            x, y = polygon.T
+            area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+            record = {"id": number + 1, "image_id": int(image_of[number]) + 1, "area": area}
+            record |= {"category_id": int(category[number]), "bbox": [*low, *(high - low)]}
+            record["segmentation"] = [polygon.ravel().tolist()]
+            file.write(("," if number else "") + json.dumps(record))
+        file.write("]}")
+
+
+PIECES = {
+    "index": measure_index,
+    "posterior": measure_posterior,
+    "ledger": measure_ledger,
+    "annotations": measure_annotations,
+}
+
+
+def report(piece: str, by_size: dict[int, list[dict]]) -> str:
+    """A table of a piece: a column of time and memory for each size, and the powers."""
+    sizes = sorted(by_size)
+    header = [f"{piece} ({', '.join(f'{size:,}' for size in sizes)})"]
+    header += [*(f"seconds at {s:,}" for s in sizes), *(f"MB at {s:,}" for s in sizes)]
+    header += ["power of time", "power of memory"] if len(sizes) > 1 else []
+    rows = []
+    for steps in zip(*(by_size[size] for size in sizes), strict=True):
+        cells = [steps[0]["step"]]
+        for key, digits in (("seconds", 4), ("megabytes", 0)):
+            cells += [_number(step[key], digits) for step in steps]
+        if len(sizes) > 1:
+            ratio = math.log(sizes[-1] / sizes[0])
+            for key, least in (("seconds", 1e-3), ("megabytes", 10.0)):
+                first, last = steps[0][key], steps[-1][key]
+                # Of what is hardly measurable there is no power.
+                known = min(first, last) >= least
+                cells.append(f"{math.log(last / first) / ratio:.2f}" if known else "")
+        rows.append(cells)
+    return markdown_table(header, rows)
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def measure(piece: str, size: int, folder: Path | None) -> list[dict]:
+    """The steps of a piece at a size, measured in a process of its own."""
+    command = [sys.executable, "-W", "ignore", __file__, piece, "--one", str(size)]
+    if folder is not None:
+        command += ["--folder", str(folder)]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.one is not None:
+        steps = Steps()
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            PIECES[args.piece](args.one, Path(folder), steps)
+        print(json.dumps(steps.rows))
+        return
+    if args.document:
+        check_document(args.document, COMMAND)
+    args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "scale.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = {(r["piece"], r["size"]): r["steps"] for r in map(json.loads, lines)}
+    tables = []
+    for piece in PIECES if args.piece == "all" else [args.piece]:
+        sizes = args.sizes or SIZES[piece]
+        for size in sizes:
+            if (piece, size) not in known:
+                known[piece, size] = measure(piece, size, args.folder)
+                with path.open("a") as file:
+                    record = {"piece": piece, "size": size, "steps": known[piece, size]}
+                    file.write(json.dumps(record) + "\n")
+        tables.append(report(piece, {size: known[piece, size] for size in sizes}))
+        print(tables[-1])
+    if args.document:
+        replace_tables(args.document, COMMAND, "\n".join(tables))
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("piece", choices=[*PIECES, "all"])
+    parser.add_argument("--sizes", type=int, nargs="+", help="default: a tenth of LVIS's, LVIS's")
+    parser.add_argument("--folder", type=Path, help="where temporary files go")
+    parser.add_argument("--output", type=Path, default=Path("output/scale"))
+    parser.add_argument("--document", type=Path, help="Markdown file to put the tables into")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_tool(main, parse_arguments())
