@@ -17,11 +17,11 @@ from gal_d2.datasets import annotation_file, annotation_json
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import (
     Category,
-    DatasetNotFoundError,
     frequency_of,
     read_annotation_file,
     read_categories,
 )
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import (
     load_metadata,
     register_instances,
