@@ -52,8 +52,8 @@ from gal_d2.datasets.registration import register_instances
 from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.modeling.roi_heads import ignoring
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/launches.py"

@@ -66,8 +66,8 @@ from gal_d2.scoring.gradients.directions import REAL, CacheRows
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/scoring.py"

@@ -15,7 +15,8 @@ def configure(repository: Path, output: Path, *options: str):
     """The config of a tiny model; the working folder has ``datasets/``."""
     from small_model import FROM_SCRATCH, SMALL_MODEL
 
-    from gal_d2.setup.setup import load_config, resolve_datasets
+    from gal_d2.setup.configuration import load_config
+    from gal_d2.setup.setup import resolve_datasets
 
     config_file = str(repository / "configs/lvis_gal.yaml")
     opts = [*SMALL_MODEL, *FROM_SCRATCH, "OUTPUT_DIR", str(output), *options]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gal_d2.commands.offline_options import OfflineOptions
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import sample_per_category
 from gal_d2.datasets.category_identity import require_same_classes
 from gal_d2.datasets.registration import load_metadata
@@ -33,7 +33,7 @@ from gal_d2.judging.attach import rehearse_on_noise, scored_roi_heads
 from gal_d2.judging.auditions import Auditioner
 from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import class_groups
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.acceptance import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 from gal_d2.setup.arguments import SPLITS

@@ -28,7 +28,8 @@ from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata, require_dataset
 from gal_d2.errors import UserError, some_of
 from gal_d2.files.folder_lock import locked
-from gal_d2.pool.pool import InstancePool, open_configured_pool
+from gal_d2.pool.configured import open_configured_pool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool
 from gal_d2.setup.arguments import SPLITS
 

@@ -19,8 +19,8 @@ from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, catego
 from gal_d2.interleaving.interleave import InterleaveHook
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.judge_hook import JudgeHook
+from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.growth import pool_state
-from gal_d2.pool.pool import open_configured_pool
 from gal_d2.selection import posterior_view
 from gal_d2.selection.snapshots import Snapshots
 

@@ -16,7 +16,7 @@ from training_runs import last_metrics, ledger, tiny_stable_diffusion
 from gal_d2.commands.offline_options import OfflineOptions
 from gal_d2.commands.score_pool import score_pool
 from gal_d2.judging.instance_judge import InstanceJudge
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 
 pytestmark = pytest.mark.cuda

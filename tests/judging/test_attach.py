@@ -38,7 +38,7 @@ from gal_d2.errors import UserError
 from gal_d2.judging.attach import attach_judge
 from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.judging.judge import class_groups
-from gal_d2.modeling import GALROIHeads
+from gal_d2.modeling.roi_heads import GALROIHeads
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, RoiBatch, build_head_losses
 from gal_d2.scoring.scorer import ContributionScorer

@@ -17,8 +17,8 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.judging.batch_judge import BatchJudge, classification_gradient, trainable
 from gal_d2.selection.ledger import Ledger
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import launch
-from gal_d2.setup.setup import load_config
 
 # All proposals are sampled: nothing depends on chance.
 ALL_ROIS = (

@@ -21,7 +21,7 @@ from gal_d2.judging.judge import JudgedStep
 from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.acceptance import Decision
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 
 def make_contribution(image_index: list[int], scores: list[float]) -> Contribution:
