@@ -33,7 +33,7 @@ TEST := $(if $(DETECTRON2),PYTHONPATH="$(abspath $(DETECTRON2))") $(BIN)/python 
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
 
-.PHONY: setup miniature demo rank pictures test slow gpu docs lint clean
+.PHONY: setup miniature demo rank pictures test slow faults gpu docs lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete

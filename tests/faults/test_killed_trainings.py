@@ -13,7 +13,7 @@ from test_resume import assert_same
 
 HERE = Path(__file__).parent
 
-KILLS = {"trainer": 11, "audition": 5, "worker": 5}
+KILLS = {"trainer": 13, "audition": 5, "worker": 5}
 
 
 @pytest.mark.slow
