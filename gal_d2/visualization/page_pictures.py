@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from gal_d2.copy_paste.paste import crop_to_foreground
+from gal_d2.copy_paste.resize import crop_to_foreground
 
 
 def thumbnail(rgba: np.ndarray | None, size: int) -> str:

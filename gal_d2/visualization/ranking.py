@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gal_d2.copy_paste.paste import crop_to_foreground
-from gal_d2.visualization.page_pictures import dots
+from gal_d2.copy_paste.resize import crop_to_foreground
+from gal_d2.visualization import page_pictures
 
 NEUTRAL = 232  # grey that neither light nor dark objects vanish on
 _GOOD, _BAD = "#1e8c46", "#d62828"
@@ -187,7 +187,7 @@ def save_gallery(
 def _row(cut_out: RankedCutOut, thumbnail: int) -> str:
     cells = [
         _number(cut_out.rank, "d"),
-        f"<td class=c>{thumbnail(cut_out.rgba, thumbnail)}</td>",
+        f"<td class=c>{page_pictures.thumbnail(cut_out.rgba, thumbnail)}</td>",
         _number(cut_out.value),
         *(
             _number(value, "d" if isinstance(value, int) else "+.3f")
@@ -208,7 +208,7 @@ def _number(value: float | None, how: str = "+.3f") -> str:
 
 def _history(exposures: Sequence[tuple[int, float | None, bool]]) -> str:
     """A dot for each exposure: time to the right, score upwards; green accepted, red rejected."""
-    return dots(
+    return page_pictures.dots(
         [
             (step, score, *((_GOOD, "accepted") if accept else (_BAD, "rejected")))
             for step, score, accept in exposures
