@@ -190,7 +190,7 @@ def read_category_names(path: str | Path) -> dict[int, str]:
 
 def _not_there(path: Path) -> DatasetNotFoundError:
     return DatasetNotFoundError(
-        f"The annotation file '{path}' is not there: datasets/README.md describes where each data "
+        f"The annotation file '{path}' is not there: docs/datasets.md describes where each data "
         "set is expected (below $DETECTRON2_DATASETS) and how to get it."
     )
 
