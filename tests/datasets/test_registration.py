@@ -13,15 +13,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
-from gal_d2.datasets import annotation_file
+from gal_d2.datasets import annotation_file, annotation_json
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import (
     Category,
-    DatasetNotFoundError,
     frequency_of,
     read_annotation_file,
     read_categories,
 )
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import (
     load_metadata,
     register_instances,
@@ -543,7 +543,7 @@ class TestQuickCategories:
         def fail(path):
             raise AssertionError("the whole file was parsed")
 
-        monkeypatch.setattr(annotation_file, "_parse", fail)
+        monkeypatch.setattr(annotation_file, "parse", fail)
 
     def test_at_the_end(self, write, lvis_like, no_whole_file):
         assert read_categories(write(lvis_like)) == self.EXPECTED
@@ -566,5 +566,5 @@ class TestQuickCategories:
         assert read_categories(write(lvis_like)) == self.EXPECTED
 
     def test_too_far_from_the_end(self, write, lvis_like, monkeypatch):
-        monkeypatch.setattr(annotation_file, "_CATEGORY_TAIL_BYTES", 20)
+        monkeypatch.setattr(annotation_json, "_CATEGORY_TAIL_BYTES", 20)
         assert read_categories(write(lvis_like)) == self.EXPECTED
