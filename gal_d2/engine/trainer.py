@@ -42,7 +42,9 @@ from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, catego
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
-from gal_d2.interleaving.interleave import InterleaveHook, Interleaver, build_interleaver
+from gal_d2.interleaving.build import build_interleaver
+from gal_d2.interleaving.hook import InterleaveHook
+from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.judging.attach import attach
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.batch_judge import BatchJudge
