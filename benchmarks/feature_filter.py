@@ -43,10 +43,13 @@ from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.model_filters import ClipImageFilter, ImageEmbedder, RealCrops
 from gal_d2.modeling.timm_weights import read_timm_weights
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool, write_allow_list
+from gal_d2.pool.allow_list import write_allow_list
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ranking import KeepRule, keep_by_category
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 
 logger = logging.getLogger("gal_d2")
 

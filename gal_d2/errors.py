@@ -30,6 +30,9 @@ _OF_THE_SYSTEM = frozenset(
     }
 )
 
+# What only the data sets for trying things out need.
+_TESTBED_PACKAGES = frozenset({"skimage", "sklearn", "scipy"})
+
 
 def sentence_of(error: BaseException) -> str | None:
     """What a user reads in place of a traceback; None where the traceback is what helps.
@@ -45,6 +48,10 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; see to its permissions and to room, or name another path."
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package in _TESTBED_PACKAGES:
+            return f"{package} is not installed: pip install -e '.[testbeds]' installs it."
     if isinstance(error, FloatingPointError):  # detectron2's, of the loss
         reason = " ".join(str(error).split())
         return f"{reason} Lower SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS.ENABLED True."

@@ -29,8 +29,10 @@ from gal_d2.datasets.registration import load_metadata
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
+from gal_d2.pool.configured import open_configured_pool
+from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.growth import GrowingPool
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool, open_configured_pool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.usable import PROBLEMS, problem_of
 from gal_d2.selection.sampler import PoolSampler, build_pool_sampler
 from gal_d2.selection.snapshots import Snapshots

@@ -21,7 +21,8 @@ from gal_d2.copy_paste.place import Placement, draw_position, place
 from gal_d2.copy_paste.scale import draw_sized
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 
 logger = logging.getLogger(__name__)
 

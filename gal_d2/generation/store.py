@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from gal_d2.generation.instance_cutter import CheckedImage
 from gal_d2.generation.journal import Journal, Outcome
-from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 
 
 class PoolStore:

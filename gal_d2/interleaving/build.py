@@ -18,7 +18,7 @@ from gal_d2.generation.schedule_rules import build_scheduler
 from gal_d2.generation.scheduler import CategoryScheduler
 from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.interleaving.pipeline_worker import InlineWorker, PipelineWorker, ProcessWorker
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 
 logger = logging.getLogger(__name__)

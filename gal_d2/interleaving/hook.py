@@ -50,7 +50,7 @@ class InterleaveHook(HookBase):
 
     def after_step(self) -> None:
         if self.judge is not None:
-            self.note(self.judge.verdict.contribution, self.judge.verdict.decision)
+            self.note(self.judge.judged.contribution, self.judge.judged.decision)
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         is_due = done % self.period == 0

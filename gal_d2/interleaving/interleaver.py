@@ -21,7 +21,7 @@ from gal_d2.generation.generator import NO_CANDIDATE, GenerationRequest
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import Arm, CategoryScheduler, group_shares
 from gal_d2.interleaving.pipeline_worker import GeneratorCrash, PipelineWorker
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.errors import UserError
-from gal_d2.judging.judge import InstanceJudge
+from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.modeling.frozen import frozen_model
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.selection.acceptance import AlwaysAccept, Decision

@@ -9,10 +9,10 @@ changes for the samples at fixed steps only. With PERIOD p and LAG l (``GAL.SNAP
 whichever process makes them, and however early. Snapshots are files under
 ``OUTPUT_DIR/snapshots``, so that a resumed run finds those that its next samples need.
 
-Use. Whoever has state adds a source in ``GALTrainer.build_snapshot_sources``, a function that gives
-named arrays (:mod:`gal_d2.engine.snapshot_hook`). Whoever makes samples has a
-``Snapshots.from_config(cfg)`` and asks it with the ``"sample_step"`` that the stream puts into each
-dataset dict, which a pool sampler gets as ``step``::
+Use. Whoever has state adds a source in :func:`gal_d2.engine.build_hooks.build_snapshot_sources`, a
+function that gives named arrays (:mod:`gal_d2.engine.snapshot_hook`). Whoever makes
+samples has a ``Snapshots.from_config(cfg)`` and asks it with the ``"sample_step"`` that the stream
+puts into each dataset dict, which a pool sampler gets as ``step``::
 
     sources["pool"] = lambda: {"shards": np.array(shard_names(root))}  # in the trainer
     shards = snapshots.at(step)["pool.shards"]  # in a mapper or sampler

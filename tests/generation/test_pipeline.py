@@ -16,7 +16,7 @@ from gal_d2.generation.instance_cutter import InstanceCutter
 from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.store import PoolStore
 from gal_d2.pool.cut_out import CutOutSource
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 
 def pipeline_in(folder: Path, *, filters=None, recipe: str = "r", **options) -> InstancePipeline:
