@@ -141,6 +141,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.AUDITION.PERIOD = 100
 
     gal.COPY_PASTE = CfgNode()
+    # Paste cut-outs of GAL.POOL into training images.
     gal.COPY_PASTE.ENABLED = False
     # Number of pastes per image: uniform integer in [MIN_PASTES, MAX_PASTES].
     gal.COPY_PASTE.MIN_PASTES = 0
@@ -155,6 +156,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.COPY_PASTE.MAX_RELATIVE_SIZE = 0.5
     # The aspect ratio is multiplied by a factor uniform in [1 - JITTER, 1 + JITTER].
     gal.COPY_PASTE.ASPECT_JITTER = 0.2
+    # Probability that a cut-out is mirrored.
     gal.COPY_PASTE.FLIP_PROB = 0.5
     # An object that a paste occludes stays if more than MIN_VISIBLE_AREA px of it remain visible or
     # no side of its box moved by more than MAX_BOX_SHIFT px; else it is dropped.
@@ -198,6 +200,7 @@ def _add_generator_keys(gal: CfgNode) -> None:
     gal.GENERATOR.STEPS = 50
     # Classifier-free guidance scale; 0 for Turbo models.
     gal.GENERATOR.GUIDANCE = 7.5
+    # What not to draw.
     gal.GENERATOR.NEGATIVE_PROMPT = ""
     # Class name of a diffusers scheduler ("DPMSolverMultistepScheduler"); empty: the model's own.
     gal.GENERATOR.SCHEDULER = ""
@@ -280,6 +283,7 @@ def _add_segmenter_keys(generator: CfgNode) -> None:
     # Hub name or local folder.
     generator.SEGMENTER.CLIPSEG.MODEL = "CIDAS/clipseg-rd64-refined"
     generator.SEGMENTER.SAM = CfgNode()
+    # Hub name or local folder.
     generator.SEGMENTER.SAM.MODEL = "facebook/sam-vit-base"
     # Distance of the background points from the image's corners, as a share of its side.
     generator.SEGMENTER.SAM.MARGIN = 0.02

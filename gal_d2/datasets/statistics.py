@@ -14,6 +14,7 @@ import numpy as np
 from gal_d2.datasets.annotation_file import AnnotationFile, file_signature
 from gal_d2.datasets.registration import load_annotation_file, load_metadata
 from gal_d2.files.atomic_file import replacing
+from gal_d2.files.checksum import require_intact, seal_zip
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
 
 def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
     try:
+        require_intact(cache)
         with np.load(cache, allow_pickle=False) as stored:
             if not np.array_equal(stored["key"], key):
                 return None
@@ -126,7 +128,9 @@ def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
 
 def _write(cache: Path, key: np.ndarray, statistics: CategoryStatistics) -> None:
     try:
-        with replacing(cache) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=key, **dataclasses.asdict(statistics))
+        with replacing(cache) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, key=key, **dataclasses.asdict(statistics))
+            seal_zip(temporary)
     except OSError as error:
         logger.warning("%s cannot be written (%s); the next run computes it again", cache, error)
