@@ -18,7 +18,7 @@ from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.report_hook import ReportHook
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
-from gal_d2.interleaving.interleave import InterleaveHook
+from gal_d2.interleaving.hook import InterleaveHook
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.judge_hook import JudgeHook
 from gal_d2.pool.configured import open_configured_pool

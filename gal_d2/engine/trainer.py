@@ -27,7 +27,8 @@ from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.engine.wandb_writer import WandbWriter
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
-from gal_d2.interleaving.interleave import Interleaver, build_interleaver
+from gal_d2.interleaving.build import build_interleaver
+from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.judging.attach import attach
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.judge import Judge

@@ -259,7 +259,7 @@ class AuditionHook(HookBase):
     def _choose(self, done: int) -> np.ndarray:
         """(N,) int64 pool ids: what is new, and what is worth asking again, within the budget."""
         pool = self.pool()
-        # What is found out serves the steps that are left: the budget falls to 0 in a straight line.
+        # What is found out serves the steps that are left: the budget falls to 0 linearly.
         left = 1 - done / self.trainer.max_iter
         self._owed += 2 * left * self.images * self.batch_size * self.period
         class_of = self.auditioner.class_of_category
