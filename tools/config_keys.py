@@ -168,6 +168,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that the menu does not list at the end of its part "How to"."""
+    listed = set(re.findall(r"'([\w./-]+\.md)'", str(config.nav)))
+    pages = (path.name for path in sorted(Path(config.docs_dir).glob("*.md")))
+    how_to = next(part["How to"] for part in config.nav if "How to" in part)
+    how_to += [page for page in pages if page not in listed]
+    return config
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files that are no pages stay links in the repository; here they are text."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)\s]+\)", r"\1", markdown)
+
+
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Show references of docstrings as plain names."""
     return _ROLE.sub(r"\1\2", html)
