@@ -49,6 +49,8 @@ from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.judge import Judge, JudgeHook
 from gal_d2.pool.growth import pool_state
 from gal_d2.pool.pool import open_configured_pool
+from gal_d2.pool.verdicts import PoolVerdicts
+from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view
 from gal_d2.selection.snapshots import Snapshots
 from gal_d2.setup.output_folder import refuse_earlier_results
@@ -171,6 +173,8 @@ class GALTrainer(DefaultTrainer):
             )
             built.append(interleave)
         draws_by_posterior = pool is not None and cfg.GAL.POOL.SAMPLER == "posterior"
+        if draws_by_posterior:
+            built.append(self.build_verdict_hook())
         if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
             auditions = self.build_audition_hook()
             if interleave is not None:
@@ -194,6 +198,15 @@ class GALTrainer(DefaultTrainer):
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
             built.append(ProgressHook())
         return built
+
+    def build_verdict_hook(self) -> VerdictHook:
+        """What takes in the verdicts that people store in the pool."""
+        return VerdictHook(
+            self.judge.posterior,
+            PoolVerdicts(self._trainer.data_loader.mapper.pool),
+            period=self.cfg.GAL.SNAPSHOTS.PERIOD,
+            output_dir=self.cfg.OUTPUT_DIR,
+        )
 
     def build_audition_hook(self) -> AuditionHook:
         """What has cut-outs audition between steps.
