@@ -7,7 +7,12 @@ import getpass
 
 from gal_d2.datasets.annotation_file import read_category_names
 from gal_d2.datasets.category_names import CategoryNames
-from gal_d2.datasets.registration import load_instances, load_metadata, register_instances
+from gal_d2.datasets.registration import (
+    load_instances,
+    load_metadata,
+    register_instances,
+    require_dataset,
+)
 from gal_d2.errors import UserError
 from gal_d2.pool.pool import InstancePool
 from gal_d2.review.beliefs import beliefs_of
@@ -16,7 +21,7 @@ from gal_d2.review.server import ReviewServer
 from gal_d2.review.session import ReviewSession
 from gal_d2.review.verdict_table import export_verdicts, import_verdicts
 
-_DATASET = "gal_d2_review"
+_DATASET = "review"  # its name, for messages
 
 
 def review_pool(args: argparse.Namespace) -> None:
@@ -74,6 +79,7 @@ def build_server(args: argparse.Namespace, pool: InstancePool) -> ReviewServer:
         class_of = metadata.thing_dataset_id_to_contiguous_id
         frequency = {i: metadata.category_frequency[c] for i, c in class_of.items()}
         if args.image_root is not None:
+            require_dataset(_DATASET)
             examples = RealExamples(load_instances(_DATASET), class_of)
     beliefs = beliefs_of(pool, args.ledger, frequency)
     session = ReviewSession(pool, beliefs, reviewer=reviewer_of(args), only=only)
@@ -91,6 +97,4 @@ def serve(server: ReviewServer) -> None:
     finally:
         server.server_close()
     said = server.session.progress()
-    print(
-        f"{said['good']} good, {said['bad']} bad, {said['skip']} skipped: {server.session.pool.root}"
-    )
+    print(f"{said['good']} good, {said['bad']} bad, {said['skip']} skipped")

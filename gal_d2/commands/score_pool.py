@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import sample_per_category
 from gal_d2.datasets.category_identity import require_same_classes
 from gal_d2.datasets.category_names import CategoryNames
@@ -44,7 +44,8 @@ from gal_d2.files.atomic_file import replacing
 from gal_d2.judging.attach import rehearse_on_noise, scored_roi_heads
 from gal_d2.judging.auditions import Auditioner
 from gal_d2.judging.judge import build_scorer, class_groups
-from gal_d2.pool.pool import InstancePool, open_configured_pool
+from gal_d2.pool.configured import open_configured_pool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool
 from gal_d2.selection.acceptance import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter

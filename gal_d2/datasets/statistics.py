@@ -41,15 +41,6 @@ class CategoryStatistics:
     overall_mean: float
     overall_std: float
 
-    def filled(self) -> CategoryStatistics:
-        """A copy in which classes without an instance have the overall mean and deviation."""
-        missing = self.instance_count == 0
-        return dataclasses.replace(
-            self,
-            scale_mean=np.where(missing, self.overall_mean, self.scale_mean),
-            scale_std=np.where(missing, self.overall_std, self.scale_std),
-        )
-
 
 def category_statistics(dataset_name: str) -> CategoryStatistics:
     """Statistics of a registered data set, from the cache file next to its annotations if valid.

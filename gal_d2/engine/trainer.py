@@ -47,8 +47,8 @@ from gal_d2.judging.attach import attach
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.judge import Judge, JudgeHook
+from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.growth import pool_state
-from gal_d2.pool.pool import open_configured_pool
 from gal_d2.pool.verdicts import PoolVerdicts
 from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view

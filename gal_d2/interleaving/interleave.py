@@ -46,7 +46,7 @@ from gal_d2.interleaving.generator_worker import (
     ProcessWorker,
 )
 from gal_d2.judging.judge import Judge
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.acceptance import Decision
 from gal_d2.selection.ledger import Ledger

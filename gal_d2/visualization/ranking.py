@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from gal_d2.copy_paste.paste import crop_to_foreground
+from gal_d2.copy_paste.resize import crop_to_foreground
 
 NEUTRAL = 232  # grey that neither light nor dark objects vanish on
 _GOOD, _BAD = "#1e8c46", "#d62828"

@@ -25,7 +25,10 @@ from gal_d2.commands.score_pool import (
     scored_placements,
 )
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter, write_allow_list
+from gal_d2.pool.allow_list import write_allow_list
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.ledger import Ledger
 from gal_d2.setup.launch import launch
 

@@ -22,7 +22,7 @@ from training_runs import (
 )
 
 from gal_d2.engine.trainer import GALTrainer
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.launch import launch
 from gal_d2.setup.setup import argument_parser, setup
 

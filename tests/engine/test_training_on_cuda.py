@@ -15,7 +15,7 @@ from training_runs import last_metrics, ledger, tiny_stable_diffusion
 
 from gal_d2.commands.score_pool import OfflineOptions, score_pool
 from gal_d2.judging.judge import InstanceJudge
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 
 pytestmark = pytest.mark.cuda

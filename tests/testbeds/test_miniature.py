@@ -14,7 +14,7 @@ import pytest
 from lvis import LVIS
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.testbeds.miniature import scenes as module
 from gal_d2.testbeds.miniature.faults import kind_counts
 from gal_d2.testbeds.miniature.scenes import (

@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from gal_d2.datasets.annotation_file import frequency_of
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS, StreetCategory
 from gal_d2.testbeds.truth import GOOD
 
