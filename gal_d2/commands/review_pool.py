@@ -14,7 +14,7 @@ from gal_d2.datasets.registration import (
     require_dataset,
 )
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.review.beliefs import beliefs_of
 from gal_d2.review.pictures import RealExamples
 from gal_d2.review.server import ReviewServer

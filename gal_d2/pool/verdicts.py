@@ -20,7 +20,7 @@ import numpy as np
 
 from gal_d2.errors import UserError
 from gal_d2.files.atomic_file import sync
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.draw import value_of
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.posterior_view import PosteriorView

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gal_d2.pool.cut_out import CorruptCutOutError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import (
     BAD,
     GOOD,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gal_d2.errors import UserError
 from gal_d2.files.atomic_file import replacing
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import BAD, GOOD, SKIP, Verdict, VerdictFile, standing
 
 COLUMNS = tuple(field.name for field in fields(Verdict))
