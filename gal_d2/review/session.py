@@ -87,9 +87,19 @@ class ReviewSession:
         The same until a verdict is given: a page that is loaded again shows the same.
         """
         with self._lock:
-            if not self._queue:
-                self._learn()
-            return [self.item(pool_id) for pool_id in self._queue[:number]]
+            found: list[Item] = []
+            while len(found) < number:
+                if len(found) == len(self._queue):
+                    if found:
+                        break
+                    self._learn()
+                    if not self._queue:
+                        break
+                try:
+                    found.append(self.item(self._queue[len(found)]))
+                except CorruptCutOutError:  # the pool remembers it, and names it in the log
+                    del self._queue[len(found)]
+            return found
 
     def item(self, pool_id: int) -> Item:
         """What is shown of a cut-out.
@@ -120,15 +130,7 @@ class ReviewSession:
         best = rows[: 4 * _LEARN_EVERY]
         categories = self.beliefs.category_ids[best]
         self._queue = self.beliefs.pool_ids[best[in_runs(categories, _IN_A_ROW)]].tolist()
-        self._queue = [pool_id for pool_id in self._queue if self._is_readable(pool_id)]
         self._until_learning = _LEARN_EVERY
-
-    def _is_readable(self, pool_id: int) -> bool:
-        try:
-            self.pool.get(pool_id)
-        except CorruptCutOutError:
-            return False
-        return True
 
     # -- What is said
 
