@@ -16,6 +16,10 @@ GENERATE = [
 ]
 # Generation on a cluster.
 SCALE = ["ray[default]>=2.30"]
+# The miniature, the street photographs and the noise experiment: sources, labels, AUC.
+TESTBEDS = ["scikit-image>=0.22", "scikit-learn>=1.3", "scipy>=1.10"]
+# The documentation site (make docs).
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
     name="gal-d2",
@@ -26,7 +30,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["gal_d2", "gal_d2.*"]),
-    package_data={"gal_d2.review": ["page.html"]},
+    package_data={"gal_d2.reporting": ["assets/*"], "gal_d2.review": ["page.html"]},
     # detectron2 is not listed: it is no registry package. tools/install_detectron2.py takes the
     # build that is there, or installs the pure-Python copy.
     install_requires=[
@@ -43,14 +47,16 @@ setup(
         "timm>=1.0",
         "tqdm>=4.60",
         "matplotlib>=3.7",
-        "scipy>=1.10",
-        "scikit-image>=0.22",
-        "scikit-learn>=1.3",
+        "plotly>=5.20",
+        "MarkupSafe>=2.0",
         "tensorboard>=2.14",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", *GENERATE, *SCALE],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", *GENERATE, *SCALE, *TESTBEDS, *DOCS],
+        "docs": DOCS,
         "generate": GENERATE,
         "scale": SCALE,
+        "wandb": ["wandb>=0.16"],
+        "testbeds": TESTBEDS,
     },
 )

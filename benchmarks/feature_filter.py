@@ -47,8 +47,9 @@ from gal_d2.pool.allow_list import write_allow_list
 from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ranking import KeepRule, keep_by_category
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 
 logger = logging.getLogger("gal_d2")
 

@@ -43,6 +43,6 @@ def train(args, kill_at: int | None = None) -> None:
 if __name__ == "__main__":  # small_model.py KILL_AT <arguments of train_net.py>
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import gal_d2  # noqa: F401
-    from gal_d2.setup.setup import argument_parser
+    from gal_d2.setup.arguments import argument_parser
 
     train(argument_parser().parse_args(sys.argv[2:]), kill_at=int(sys.argv[1]))

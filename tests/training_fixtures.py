@@ -16,7 +16,8 @@ from training_runs import command_line
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.arguments import argument_parser
+from gal_d2.setup.setup import setup
 from gal_d2.testbeds.miniature.scenes import MiniatureConfig, prepare_miniature
 
 CANDIDATES_PER_CATEGORY = 10

@@ -13,12 +13,9 @@ import pyarrow.parquet
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from gal_d2.commands.score_pool import (
-    OfflineOptions,
-    open_pool,
-    score_pool,
-    scores_digest,
-)
+from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.offline_pass import scores_digest
+from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
@@ -30,7 +27,8 @@ from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import BAD, GOOD, PoolVerdicts, signs_of
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import criteria, histories, names_of, rank
-from gal_d2.setup.setup import load_config, resolve_datasets, setup
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_datasets, setup
 from gal_d2.visualization.ranking import (
     RankedCutOut,
     best_and_worst,

@@ -8,10 +8,11 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from gal_d2.copy_paste.masks import FOREGROUND_ALPHA, Box
+from gal_d2.copy_paste.masks import Box
 from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.place import Placement
 from gal_d2.copy_paste.resize import divide_by_weight, foreground_mask
+from gal_d2.pool.usable import FOREGROUND_ALPHA
 
 
 def blend_basic(

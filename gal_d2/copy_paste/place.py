@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from gal_d2.copy_paste.augmentation import Frame
-from gal_d2.copy_paste.masks import FOREGROUND_ALPHA, Box, LocalMask, tighten
+from gal_d2.copy_paste.masks import Box, LocalMask, tighten
 from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.scale import draw_sized
+from gal_d2.pool.usable import FOREGROUND_ALPHA
 
 
 @dataclass(frozen=True, eq=False)

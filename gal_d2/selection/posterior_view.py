@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.draw import posterior_moments, value_moments, value_of
 from gal_d2.selection.snapshots import KEYFRAME, Snapshots
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
@@ -151,6 +151,22 @@ class PosteriorView:
             weight[is_known] = self._weight[place[is_known]]
             mean[is_known] = self._mean[place[is_known]]
         return posterior_moments(weight, mean, self._step, self._prior_count)
+
+    @property
+    def pool_ids(self) -> np.ndarray:
+        """(n,) int64, ascending: the cut-outs of which something is known."""
+        return self._ids.copy()
+
+    def values(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected values of cut-outs and their standard deviations.
+
+        Args:
+            pool_ids: int64, any shape.
+
+        Returns:
+            Two float arrays of that shape.
+        """
+        return value_moments(*self.moments(pool_ids), self._weights, self._ceilings)
 
     def draw_values(
         self, pool_ids: np.ndarray, temperature: float, rng: np.random.Generator

@@ -19,6 +19,7 @@ from detectron2.config import CfgNode
 from gal_d2.distributed import gather_columns, mean_over_processes
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.reference_window import ReferenceWindow
 from gal_d2.selection.acceptance import (
     AcceptanceContext,
     AlwaysAccept,
@@ -29,7 +30,6 @@ from gal_d2.selection.acceptance import (
     NeverAccept,
     QuantileAccept,
     RandomAccept,
-    ReferenceWindow,
     ThresholdAccept,
     TopKAccept,
     WarmUp,

@@ -38,7 +38,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
-from scipy.io import loadmat
 from tqdm import tqdm
 
 from gal_d2.datasets.annotation_file import frequency_of
@@ -172,12 +171,14 @@ def _label_names(root: Path) -> list[str]:
     if not file.is_file():
         raise UserError(
             f"{file} does not exist: give --photos a copy of bearpaw/clothing-co-parsing "
-            "(datasets/README.md)."
+            "(docs/datasets.md)."
         )
     return [str(entry[0]) for entry in _read_mat(file, "label_list").ravel()]
 
 
 def _read_mat(file: Path, key: str) -> np.ndarray:
+    from scipy.io import loadmat  # of the extra "testbeds"
+
     try:
         return loadmat(file)[key]
     # What scipy raises for a broken file is of many kinds.
@@ -438,7 +439,7 @@ def read_garments(root: Path) -> dict[str, list[Path]]:
     if not table.is_file():
         raise UserError(
             f"{table} does not exist: give --garments a copy of alexeygrigorev/clothing-dataset "
-            "(datasets/README.md)."
+            "(docs/datasets.md)."
         )
     found: dict[str, list[Path]] = defaultdict(list)
     missing = 0
