@@ -13,8 +13,10 @@ from gal_d2.copy_paste.augmentation import build_probe_augmentations
 from gal_d2.copy_paste.stream import sample_seed
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.engine.ema import EMAHook
+from gal_d2.engine.key_figures import KeyFiguresHook
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.progress import ProgressHook
+from gal_d2.engine.report_hook import ReportHook
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
 from gal_d2.interleaving.hook import InterleaveHook
 from gal_d2.judging.auditions import Auditioner, AuditionHook
@@ -76,8 +78,11 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
         built.append(hooks.PeriodicCheckpointer(trainer.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
     built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, trainer.evaluate))
     if comm.is_main_process():
+        if trainer.judge:
+            built.append(KeyFiguresHook(trainer.judge))
         built.append(hooks.PeriodicWriter(trainer.build_writers(), period=20))
         built.append(ProgressHook())
+        built.append(ReportHook(cfg.OUTPUT_DIR))
     return built
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CorruptCutOutError
+from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.reporting.cut_outs import (
     CATEGORIES,
     Event,

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.reporting.belief import CategoryBelief, PoolBelief, by_category, read_belief
 from gal_d2.reporting.pastes import Pastes, count_rows, read_pastes
 from gal_d2.reporting.run import Run

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.draw import posterior_moments, value_moments, value_of
 from gal_d2.selection.snapshots import KEYFRAME, Snapshots
 
 SOURCE = "posterior"
@@ -143,19 +143,13 @@ class PosteriorView:
     def values(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected values of cut-outs and their standard deviations.
 
-        The deviations leave out that a signal counts up to its ceiling only.
-
         Args:
             pool_ids: int64, any shape.
 
         Returns:
             Two float arrays of that shape.
         """
-        mean, std = self.moments(pool_ids)
-        return (
-            value_of(mean, self._weights, self._ceilings),
-            np.sqrt(np.square(std * self._weights).sum(-1)),
-        )
+        return value_moments(*self.moments(pool_ids), self._weights, self._ceilings)
 
     def draw_values(
         self, pool_ids: np.ndarray, temperature: float, rng: np.random.Generator

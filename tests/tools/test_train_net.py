@@ -94,7 +94,7 @@ def test_without_lvis_it_is_one_sentence(repository, tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     sentence = result.stderr.strip().splitlines()[-1]
-    assert "lvis_v1_train.json" in sentence and "datasets/README.md" in sentence
+    assert "lvis_v1_train.json" in sentence and "docs/datasets.md" in sentence
 
 
 def test_eval_only_without_weights_says_so(lvis_root, repository, tmp_path):
