@@ -143,7 +143,9 @@ def keys_page(source: Path = SOURCE) -> str:
     """The page of the site, in Markdown: a table for each node."""
     found = ConfigSource(source)
     lines, node, comment = [INTRODUCTION], None, ""
-    for key in found.keys:
+    order = list(dict.fromkeys(key.name.rpartition(".")[0] for key in found.keys))
+    # A node's keys stand together, also where the source adds some of them later.
+    for key in sorted(found.keys, key=lambda key: order.index(key.name.rpartition(".")[0])):
         parent, _, name = key.name.rpartition(".")
         if parent != node:
             meaning = found.nodes.get(parent)
