@@ -17,6 +17,8 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
 
     cfg.GAL = CfgNode()
+    # Project at Weights & Biases that the run's scalars are sent to; "": none are.
+    cfg.GAL.WANDB = ""
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
     _add_generator_keys(cfg.GAL)
@@ -123,11 +125,11 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # What is believed of a cut-out, signal by signal: "<head>_score" (cosine with the class's
     # direction), "<head>_loss" (minus the logarithm of its loss), "score" (the scorer's combined
     # one) or "phi" (the raw dot product).
-    gal.POSTERIOR.SIGNALS = ["box_score", "mask_loss"]
+    gal.POSTERIOR.SIGNALS = ["box_score", "box_loss", "mask_loss"]
     # Value = sum over the signals of WEIGHT x min(quality, CEILING), the quality in standard
     # deviations of the class's scores.
-    gal.POSTERIOR.WEIGHTS = [1.0, 0.5]
-    gal.POSTERIOR.CEILINGS = [100.0, 1.0]
+    gal.POSTERIOR.WEIGHTS = [1.0, 0.5, 0.5]
+    gal.POSTERIOR.CEILINGS = [100.0, 100.0, 1.0]
     # Scores that the prior (as good as the class's candidates on average) is worth.
     gal.POSTERIOR.PRIOR_COUNT = 0.5
     # Visible area from which on a score counts in full, pixels.
@@ -135,12 +137,14 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
 
     gal.AUDITION = CfgNode()
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
-    # training image, about; 0: no auditions.
-    gal.AUDITION.IMAGES = 0.1
+    # training image, about: the average of a training, of which the first half gets three quarters;
+    # 0: no auditions.
+    gal.AUDITION.IMAGES = 0.25
     # Steps between two rounds of auditions.
     gal.AUDITION.PERIOD = 100
 
     gal.COPY_PASTE = CfgNode()
+    # Paste cut-outs of GAL.POOL into training images.
     gal.COPY_PASTE.ENABLED = False
     # Number of pastes per image: uniform integer in [MIN_PASTES, MAX_PASTES].
     gal.COPY_PASTE.MIN_PASTES = 0
@@ -155,6 +159,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.COPY_PASTE.MAX_RELATIVE_SIZE = 0.5
     # The aspect ratio is multiplied by a factor uniform in [1 - JITTER, 1 + JITTER].
     gal.COPY_PASTE.ASPECT_JITTER = 0.2
+    # Probability that a cut-out is mirrored.
     gal.COPY_PASTE.FLIP_PROB = 0.5
     # An object that a paste occludes stays if more than MIN_VISIBLE_AREA px of it remain visible or
     # no side of its box moved by more than MAX_BOX_SHIFT px; else it is dropped.
@@ -198,6 +203,7 @@ def _add_generator_keys(gal: CfgNode) -> None:
     gal.GENERATOR.STEPS = 50
     # Classifier-free guidance scale; 0 for Turbo models.
     gal.GENERATOR.GUIDANCE = 7.5
+    # What not to draw.
     gal.GENERATOR.NEGATIVE_PROMPT = ""
     # Class name of a diffusers scheduler ("DPMSolverMultistepScheduler"); empty: the model's own.
     gal.GENERATOR.SCHEDULER = ""
@@ -280,6 +286,7 @@ def _add_segmenter_keys(generator: CfgNode) -> None:
     # Hub name or local folder.
     generator.SEGMENTER.CLIPSEG.MODEL = "CIDAS/clipseg-rd64-refined"
     generator.SEGMENTER.SAM = CfgNode()
+    # Hub name or local folder.
     generator.SEGMENTER.SAM.MODEL = "facebook/sam-vit-base"
     # Distance of the background points from the image's corners, as a share of its side.
     generator.SEGMENTER.SAM.MARGIN = 0.02

@@ -27,6 +27,8 @@ from gal_d2.datasets.category_identity import require_same_classes
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.errors import UserError, some_of
 from gal_d2.files.atomic_file import replacing
+from gal_d2.files.checksum import seal_zip
+from gal_d2.files.weights_file import DAMAGE, read_state
 from gal_d2.judging.attach import rehearse_on_noise, scored_roi_heads
 from gal_d2.judging.auditions import Auditioner
 from gal_d2.judging.build_scorer import build_scorer
@@ -96,7 +98,12 @@ class OfflinePass:
         """Restore the directions that an earlier run made, or make them and keep them."""
         made_with = _made_with(self.cfg, self.model, self.options)
         if path.is_file():
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                stored = read_state(path)
+            except DAMAGE as error:
+                raise UserError(
+                    f"{path} cannot be read ({error}): delete {path.parent} to score anew."
+                ) from error
             different = [key for key in made_with if stored["made_with"].get(key) != made_with[key]]
             if different:
                 raise UserError(
@@ -117,6 +124,7 @@ class OfflinePass:
             state = {"made_with": made_with, "classes": classes, "scorer": self.scorer.state_dict()}
             with replacing(path) as temporary:
                 torch.save(state, temporary)
+                seal_zip(temporary)
 
     def _learn_directions(self) -> None:
         options = self.options

@@ -12,11 +12,10 @@ are in :mod:`gal_d2.commands.offline_pass`.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -28,6 +27,7 @@ from gal_d2.commands.offline_pass import OfflinePass
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata, require_dataset
 from gal_d2.errors import UserError, some_of
+from gal_d2.files.folder_lock import locked
 from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool
@@ -119,24 +119,10 @@ def score_pool(
     for name in cfg.DATASETS[SPLITS[options.split]]:
         require_dataset(name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    in_use = (
+        f"another run is scoring into {folder}: wait for it, or choose another folder (--ledger)"
+    )
+    with locked(folder, in_use) if comm.is_main_process() else nullcontext():
         pass_ = OfflinePass(cfg, model.eval(), pool, categories, options)
         pass_.load_or_learn_directions(folder / DIRECTIONS_FILE)
         return pass_.score(folder)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock goes with the process that holds it."""
-    if not comm.is_main_process():
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"another run is scoring into {folder}: wait for it, or choose another folder "
-                "(--ledger)."
-            ) from error
-        yield

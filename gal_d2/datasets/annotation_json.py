@@ -47,7 +47,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 def _not_there(path: Path) -> DatasetNotFoundError:
     return DatasetNotFoundError(
-        f"The annotation file '{path}' is not there: datasets/README.md describes where each data "
+        f"The annotation file '{path}' is not there: docs/datasets.md describes where each data "
         "set is expected (below $DETECTRON2_DATASETS) and how to get it."
     )
 

@@ -185,7 +185,7 @@ def require_dataset(name: str) -> None:
     if missing is not None:
         raise DatasetNotFoundError(
             f"The images of data set '{name}' are not there ('{missing}' is missing): "
-            "datasets/README.md describes where they are expected and how to get them."
+            "docs/datasets.md describes where they are expected and how to get them."
         )
 
 
@@ -347,7 +347,7 @@ def _source(name: str) -> Source:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(_sources)
         raise DatasetNotFoundError(
             f"There is no data set '{name}'; the nearest registered ones are: "
-            f"{', '.join(nearest) or 'none'}. datasets/README.md describes how to register yours."
+            f"{', '.join(nearest) or 'none'}. docs/datasets.md describes how to register yours."
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None or metadata.get("image_root") is None:

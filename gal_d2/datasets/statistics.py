@@ -64,12 +64,24 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
     classes = table.classes([category.id for category in content.categories])[is_object]
     images = table.column("image")[is_object]
     scale = np.sqrt(table.column("area")[is_object] / image_area[images])
-    count = len(scale)
+    return statistics_of(classes, images, scale, len(content.categories))
 
-    num_classes = len(content.categories)
+
+def statistics_of(
+    classes: np.ndarray, images: np.ndarray, scale: np.ndarray, num_classes: int
+) -> CategoryStatistics:
+    """Count and measure N instances.
+
+    Args:
+        classes: (N,) int64, class index.
+        images: (N,) int64, index of the image, from 0.
+        scale: (N,) float64, sqrt(instance area / image area).
+        num_classes: C.
+    """
     instance_count = np.bincount(classes, minlength=num_classes)
-    pairs = np.unique(classes * max(len(content.images), 1) + images)
-    image_count = np.bincount(pairs // max(len(content.images), 1), minlength=num_classes)
+    num_images = int(images.max(initial=0)) + 1
+    pairs = np.unique(classes * num_images + images)
+    image_count = np.bincount(pairs // num_images, minlength=num_classes)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is documented
         mean = np.bincount(classes, scale, minlength=num_classes) / instance_count
         deviation = (scale - mean[classes]) ** 2
@@ -79,6 +91,6 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
         instance_count=instance_count,
         scale_mean=mean,
         scale_std=std,
-        overall_mean=float(scale.mean()) if count else float("nan"),
-        overall_std=float(scale.std()) if count else float("nan"),
+        overall_mean=float(scale.mean()) if len(scale) else float("nan"),
+        overall_std=float(scale.std()) if len(scale) else float("nan"),
     )

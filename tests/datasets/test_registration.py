@@ -396,11 +396,11 @@ class TestMissingFiles:
                 access()
             message = str(caught.value)
             assert str(tmp_path / "not" / "there.json") in message
-            assert "datasets/README.md" in message and "\n" not in message
+            assert "docs/datasets.md" in message and "\n" not in message
 
     def test_images(self, register, content, tmp_path):
         name = register(content)
-        with pytest.raises(DatasetNotFoundError, match=r"images' is missing.*datasets/README\.md"):
+        with pytest.raises(DatasetNotFoundError, match=r"images' is missing.*docs/datasets\.md"):
             require_dataset(name)
         (tmp_path / "images").mkdir()
         with pytest.raises(DatasetNotFoundError, match=r"b\.png' is missing"):

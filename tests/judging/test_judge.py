@@ -221,6 +221,8 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
 ):
     options = (
         *("GAL.POSTERIOR.PRIOR_COUNT", "1.0", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2"),
+        *("GAL.POSTERIOR.SIGNALS", "['box_score', 'mask_loss']"),
+        *("GAL.POSTERIOR.WEIGHTS", "[1.0, 0.5]", "GAL.POSTERIOR.CEILINGS", "[100.0, 1.0]"),
         *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
     )
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
