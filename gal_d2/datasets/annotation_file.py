@@ -86,6 +86,7 @@ def frequency_of(image_count: int) -> str:
     return "c" if image_count <= COMMON_MAX_IMAGES else "f"
 
 
+@without_garbage_collection()
 def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> AnnotationFile:
     """The checked content of an annotation JSON, parsed or as it was kept when it was parsed.
 
@@ -127,7 +128,6 @@ def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> A
     )
 
 
-@without_garbage_collection()
 def check_annotations(path: Path) -> CheckedAnnotations:
     """Parse and check a whole annotation JSON, a large one piece by piece.
 
