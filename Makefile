@@ -55,7 +55,7 @@ $(VENV)/.complete: $(VENV)/.demo tools/fetch_u2netp.py
 
 miniature: $(MINIATURE)
 
-$(MINIATURE): $(VENV)/.demo gal_d2/testbeds/miniature/scenes.py gal_d2/testbeds/miniature/faults.py gal_d2/testbeds/miniature/sources.py
+$(MINIATURE): $(VENV)/.demo $(wildcard gal_d2/testbeds/miniature/*.py)
 	$(BIN)/python tools/prepare_miniature.py
 	touch $@
 
