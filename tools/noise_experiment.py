@@ -26,9 +26,9 @@ import numpy as np
 from gal_d2.setup.launch import run_tool
 from gal_d2.testbeds.miniature.sources import has_fashion_mnist
 from gal_d2.testbeds.noise import experiment as noise
-from gal_d2.testbeds.noise import tables
 from gal_d2.testbeds.noise.figure import save_score_distributions
 from gal_d2.testbeds.noise.image_sets import IMAGE_SETS, ImageSet, load_image_set
+from gal_d2.testbeds.noise.tables import accuracy_table, location_table, separation_table
 
 logger = logging.getLogger("gal_d2")
 
@@ -133,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
         f"{data.name}: contribution of candidates by noise ({len(config.seeds)} seeds)",
     )
     tables = (
-        f"{data.name}: {config}\n\n{tables.separation_table(results, config)}\n\n"
-        f"{tables.location_table(results, config)}\n\n{tables.accuracy_table(results)}\n"
+        f"{data.name}: {config}\n\n{separation_table(results, config)}\n\n"
+        f"{location_table(results, config)}\n\n{accuracy_table(results)}\n"
     )
     (output / "tables.md").write_text(tables)
     print(tables)
