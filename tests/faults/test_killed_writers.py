@@ -14,8 +14,10 @@ from scored import scored
 
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.generation.filters import AreaFilter
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.instance_cutter import InstanceCutter
+from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.prompts import PromptBook
+from gal_d2.generation.store import PoolStore
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names

@@ -18,8 +18,10 @@ from test_killed_generators import stored
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.instance_cutter import InstanceCutter
+from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.prompts import PromptBook
+from gal_d2.generation.store import PoolStore
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.writer import PoolWriter
