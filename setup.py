@@ -30,7 +30,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["gal_d2", "gal_d2.*"]),
-    package_data={"gal_d2.reporting": ["assets/*"]},
+    package_data={"gal_d2.reporting": ["assets/*"], "gal_d2.review": ["page.html"]},
     # detectron2 is not listed: it is no registry package. tools/install_detectron2.py takes the
     # build that is there, or installs the pure-Python copy.
     install_requires=[

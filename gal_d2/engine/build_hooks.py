@@ -23,6 +23,8 @@ from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.judge_hook import JudgeHook
 from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.growth import pool_state
+from gal_d2.pool.verdicts import PoolVerdicts
+from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view
 from gal_d2.selection.snapshots import Snapshots
 
@@ -60,6 +62,15 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
         )
         built.append(interleave)
     draws_by_posterior = pool is not None and cfg.GAL.POOL.SAMPLER == "posterior"
+    if draws_by_posterior:
+        built.append(
+            VerdictHook(
+                trainer.judge.posterior,
+                PoolVerdicts(pool),
+                period=cfg.GAL.SNAPSHOTS.PERIOD,
+                output_dir=cfg.OUTPUT_DIR,
+            )
+        )
     if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
         auditions = build_audition_hook(trainer)
         if interleave is not None:

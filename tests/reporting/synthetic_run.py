@@ -25,9 +25,11 @@ from gal_d2.selection.snapshots import Snapshots
 STEPS = 48
 
 
-def make_pool(root: Path, names: Sequence[str], per_category: int = 6) -> InstancePool:
+def make_pool(
+    root: Path, names: Sequence[str], per_category: int = 6, seed: int = 0
+) -> InstancePool:
     """Small squares of colours of their own; category ids are 1, 2, ..."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with PoolWriter(root, names=dict(enumerate(names, 1))) as writer:
         for category_id in range(1, len(names) + 1):
             for number in range(per_category):

@@ -201,8 +201,8 @@ def test_json_in_a_script_element():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_draws_it(page: Path, tmp_path: Path):
-    dom = dump_dom(page, tmp_path / "profile")
+def test_a_browser_draws_it(page: Path):
+    dom = dump_dom(page)
     assert "data-error" not in re.search(r"<body[^>]*>", dom)[0]
     charts = re.findall(r'data-chart="([\w-]+)"', dom)
     assert re.search(rf'<body[^>]* data-drawn="{len(charts)}"', dom) and len(charts) == 12
@@ -214,8 +214,8 @@ def test_a_browser_draws_it(page: Path, tmp_path: Path):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_shows_one_part_alone(page: Path, tmp_path: Path):
-    dom = dump_dom(page, tmp_path / "profile", "#only=time")
+def test_a_browser_shows_one_part_alone(page: Path):
+    dom = dump_dom(page, "#only=time")
     shown = re.findall(r'<section id="(\w+)">', dom)
     assert shown == ["time"]
 
@@ -231,3 +231,11 @@ def test_lvis_size(tmp_path: Path):
     assert text.count('data-first="10"') == 3  # categories, pastes, belief
     assert len(content_of(text)["data"]["pastes"]["first"]) == 10
     assert section(text, "cutouts").count("data:image/webp") < 600
+
+
+def test_a_pool_that_was_filled_anew(folders: dict[str, Path], tmp_path: Path):
+    pool = make_pool(tmp_path / "pool", ["a", "b"], seed=1)
+    output = tmp_path / "r.html"
+    text = write_report(folders["ours"], output=output, pool=pool.root).read_text()
+    assert "36 cut-outs were scored" in section(text, "belief")  # as the ledger knows them
+    assert "name the right one with --pool" in section(text, "cutouts")

@@ -62,6 +62,7 @@ def test_lvis_gal_trains_resumes_and_evaluates(lvis_root, repository, weight_cac
     assert (tmp_path / "model_0000001.pth").exists() and (tmp_path / "model_final.pth").exists()
     assert (tmp_path / "inference/per_category_ap.csv").exists()
     assert list((tmp_path / "ledger").glob("*.parquet"))
+    assert (tmp_path / "report.html").exists()
     metrics: dict = {}
     for line in (tmp_path / "metrics.json").open():
         metrics |= json.loads(line)
