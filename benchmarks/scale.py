@@ -15,8 +15,8 @@ at its peak.
   files.
 - posterior (size: cut-outs): updating it, a step's draws, snapshots, a checkpoint.
 - ledger (size: rows): appending, and the queries that ranking and filtering make.
-- annotations (size: images): writing LVIS's JSON, reading and checking it, statistics, repeat
-  factors.
+- annotations (size: images): parsing and checking LVIS's JSON, starting again from what was kept of
+  it, statistics, repeat factors, and the memory of 8 ranks with 8 loader workers each.
 """
 
 from __future__ import annotations
@@ -24,23 +24,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 import torch
-from detectron2.data.samplers import RepeatFactorTrainingSampler
 from documents import check_document, markdown_table, replace_tables
+from scale_annotations import CATEGORIES, measure_annotations
+from scale_steps import Steps
 
-from gal_d2.datasets.registration import load_instances, register_instances
-from gal_d2.datasets.statistics import category_statistics
 from gal_d2.pool.index import PoolIndex
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.acceptance import Decision
@@ -53,42 +49,14 @@ from gal_d2.selection.snapshots import KEYFRAME, Snapshots
 from gal_d2.setup.launch import run_tool
 
 COMMAND = "benchmarks/scale.py"
-CATEGORIES = 1203
 PASTES = 152  # of a step: 16 images x 9.5
 CANDIDATES, BEST = 12, 3
-ANNOTATIONS_PER_IMAGE = 12.68
 SIZES = {
     "index": (1_200_000, 12_000_000),
     "posterior": (120_000, 1_200_000),
     "ledger": (2_700_000, 27_000_000),
     "annotations": (10_000, 100_000),
 }
-
-
-class Steps:
-    """Times named steps of a piece; a step is a function that is called once or often."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float | str]] = []
-
-    def time(self, name: str, function: Callable[[], object], repeats: int = 1) -> object:
-        """Call it ``repeats`` times; keep the CPU seconds of one call and the memory of all."""
-        before = _peak_megabytes()
-        start = time.process_time()
-        for _ in range(repeats):
-            result = function()
-        seconds = (time.process_time() - start) / repeats
-        added = max(_peak_megabytes() - before, 0.0)
-        self.rows.append({"step": name, "seconds": seconds, "megabytes": added})
-        return result
-
-    def note(self, name: str, megabytes: float) -> None:
-        """A size on disk or in memory that is no time."""
-        self.rows.append({"step": name, "seconds": math.nan, "megabytes": megabytes})
-
-
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux has kilobytes
 
 
 def contribution(ids: np.ndarray, rng: np.random.Generator) -> Contribution:
@@ -195,53 +163,6 @@ def measure_ledger(size: int, folder: Path, steps: Steps) -> None:
     steps.time("figures by category", ledger.by_category)
     steps.time("ranking of one category", lambda: rank(ledger, 7))
     steps.time("values of all cut-outs (filter)", lambda: instance_values(ledger))
-
-
-def measure_annotations(size: int, folder: Path, steps: Steps) -> None:
-    """A JSON with LVIS's number of objects, points of polygons, and long tail."""
-    path = folder / "lvis.json"
-    steps.time("synthetic JSON, written", lambda: write_annotations(path, size))
-    steps.note("JSON, on disk", path.stat().st_size / 1e6)
-    register_instances("scale", path, folder, replace=True)
-    dicts = steps.time("read and checked", lambda: load_instances("scale"))
-    steps.time("statistics", lambda: category_statistics("scale"))
-    steps.time("statistics, from the cache", lambda: category_statistics("scale"))
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
-    steps.time("repeat factors", lambda: factors(dicts, 0.001))
-
-
-def write_annotations(path: Path, images: int) -> None:
-    """Objects are star-shaped polygons of 6 to 120 points, 40 on average as LVIS's have."""
-    rng = np.random.default_rng(0)
-    count = round(images * ANNOTATIONS_PER_IMAGE)
-    image_of = np.sort(rng.integers(images, size=count))
-    popularity = 1 / np.arange(1, CATEGORIES + 1) ** 1.3
-    category = rng.choice(CATEGORIES, count, p=popularity / popularity.sum()) + 1
-    category[: min(CATEGORIES, count)] = np.arange(1, min(CATEGORIES, count) + 1)
-    points = np.clip(rng.gamma(2.0, 20.0, count), 6, 120).astype(int)
-    with path.open("w") as file:
-        names = [{"id": k, "name": f"thing {k}"} for k in range(1, CATEGORIES + 1)]
-        file.write(f'{{"categories": {json.dumps(names)}, "images": [')
-        for number in range(images):
-            record = {"id": number + 1, "width": 640, "height": 480}
-            record |= {"file_name": f"{number:012d}.jpg", "neg_category_ids": [1, 2, 3]}
-            record["not_exhaustive_category_ids"] = []
-            file.write(("," if number else "") + json.dumps(record))
-        file.write('], "annotations": [')
-        for number in range(count):
-            centre = rng.uniform((60, 60), (580, 420))
-            radius = rng.uniform(15, 55, points[number])
-            angle = np.linspace(0, 2 * np.pi, points[number], endpoint=False)
-            around = np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
-            polygon = (centre + around).round(2)
-            low, high = polygon.min(0), polygon.max(0)
-            x, y = polygon.T
-            area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
-            record = {"id": number + 1, "image_id": int(image_of[number]) + 1, "area": area}
-            record |= {"category_id": int(category[number]), "bbox": [*low, *(high - low)]}
-            record["segmentation"] = [polygon.ravel().tolist()]
-            file.write(("," if number else "") + json.dumps(record))
-        file.write("]}")
 
 
 PIECES = {

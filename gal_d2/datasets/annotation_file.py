@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gal_d2.datasets import annotation_cache
 from gal_d2.datasets.annotation_cache import CheckedAnnotations, checked_annotations
 from gal_d2.datasets.annotation_json import (
     fail,
+    file_signature,
     parse,
     parse_tail,
     without_garbage_collection,
 )
-from gal_d2.datasets.annotation_objects import is_id, normalise_annotations, show_id
-from gal_d2.datasets.annotation_table import AnnotationTable, pack
+from gal_d2.datasets.annotation_objects import CHUNK, Normaliser, is_id, show_id
+from gal_d2.datasets.annotation_stream import AnnotationStream, NotStreamedError
+from gal_d2.datasets.annotation_table import AnnotationTable, Packer
 from gal_d2.datasets.object_report import ObjectReport
+from gal_d2.errors import UserError
 
 FREQUENCIES = ("r", "c", "f")
 RARE_MAX_IMAGES = 10
@@ -122,31 +129,59 @@ def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> A
 
 @without_garbage_collection()
 def check_annotations(path: Path) -> CheckedAnnotations:
-    """Parse and check a whole annotation JSON.
+    """Parse and check a whole annotation JSON, a large one piece by piece.
 
     Raises:
         DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
     """
+    if file_signature(path)[0] >= annotation_cache.LEAST_BYTES:
+        # Of what is wrong, reading the whole file tells.
+        with (
+            contextlib.suppress(NotStreamedError, OSError, ValueError, UserError),
+            AnnotationStream(path) as stream,
+        ):
+            return _check(path, stream.content, stream.chunks(CHUNK))
     content = parse(path)
+    return _check(path, content, _chunks(path, content))
+
+
+def _chunks(path: Path, content: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The annotations of a JSON, as :class:`AnnotationStream` gives them."""
+    annotations = _field(path, content, "annotations")
+    for first in range(0, len(annotations), CHUNK):
+        yield annotations[first : first + CHUNK]
+
+
+def _check(
+    path: Path, content: dict[str, Any], chunks: Iterable[list[dict[str, Any]]]
+) -> CheckedAnnotations:
+    """Check a JSON's images, categories and annotations, and pack them.
+
+    Args:
+        path: of the JSON.
+        content: with ``images`` and ``categories``.
+        chunks: of its annotations.
+    """
     raw_categories = _category_dicts(path, content)
     images, federated = _check_images(path, _field(path, content, "images"))
-    raw_annotations = _field(path, content, "annotations")
-    annotations, report = normalise_annotations(
-        raw_annotations,
+    normaliser = Normaliser(
         {image["id"]: image for image in images},
         {category["id"] for category in raw_categories},
         functools.partial(fail, path),
     )
-    raw_annotations.clear()  # so that packing frees each as it goes
+    packer = Packer({image["id"]: index for index, image in enumerate(images)})
+    for chunk in chunks:
+        packer.add(normaliser.add(chunk))
+    table = AnnotationTable(packer.finish(images))
     about = {
         "categories": [
             {key: raw[key] for key in _CATEGORY_KEYS if key in raw} for raw in raw_categories
         ],
         "exhaustive": not federated,
-        "image_counts": list(_image_counts(annotations).items()),
-        "report": report.to_json(),
+        "image_counts": list(_image_counts(table).items()),
+        "report": normaliser.report.to_json(),
     }
-    return CheckedAnnotations(AnnotationTable(pack(images, annotations)), about)
+    return CheckedAnnotations(table, about)
 
 
 def read_categories(path: str | Path, *, annotated_only: bool = False) -> tuple[Category, ...]:
@@ -255,13 +290,14 @@ def _categories(
     return tuple(categories)
 
 
-def _image_counts(annotations: list[dict[str, Any]]) -> dict[int, int]:
+def _image_counts(table: AnnotationTable) -> dict[int, int]:
     """In how many images each category has an instance; crowds are none."""
-    images_of = defaultdict(set)
-    for annotation in annotations:
-        if not annotation["iscrowd"]:
-            images_of[annotation["category_id"]].add(annotation["image_id"])
-    return {category_id: len(images) for category_id, images in images_of.items()}
+    is_object = table.column("crowd") == 0
+    images = table.column("image")[is_object]
+    categories, index = np.unique(table.column("category")[is_object], return_inverse=True)
+    stride = int(images.max(initial=0)) + 1
+    counts = np.bincount(np.unique(index * stride + images) // stride, minlength=len(categories))
+    return dict(zip(categories.tolist(), counts.tolist(), strict=True))
 
 
 def _check_images(path: Path, images: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:

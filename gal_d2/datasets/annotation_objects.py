@@ -7,7 +7,6 @@ looked at by NumPy, thousands at once; what looks odd there is drawn and judged 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -40,7 +39,8 @@ MAX_SIDES_OUT = 10
 AREA_TOLERANCE, AREA_TOLERANCE_PX = 0.25, 4
 BOX_TOLERANCE, BOX_TOLERANCE_PX = 0.05, 2
 
-_CHUNK = 20_000
+# So many are looked at together.
+CHUNK = 20_000
 _CROWD = {0: 0, 1: 1, "0": 0, "1": 1, None: 0}
 _NUMBERS = {int, float}
 _FIELDS = ("id", "image_id", "category_id")
@@ -52,7 +52,20 @@ def normalise_annotations(
     category_ids: set[int],
     fail: Fail,
 ) -> tuple[list[dict[str, Any]], ObjectReport]:
-    """Check annotations and put them into one form, in place.
+    """Check all annotations of a file: see :class:`Normaliser`.
+
+    Returns:
+        The annotations with a usable mask in their order, and what became of the others.
+    """
+    normaliser = Normaliser(images, category_ids, fail)
+    kept: list[dict[str, Any]] = []
+    for first in range(0, len(annotations), CHUNK):
+        kept += normaliser.add(annotations[first : first + CHUNK])
+    return kept, normaliser.report
+
+
+class Normaliser:
+    """Checks annotations and puts them into one form, in place, some thousands at a time.
 
     A kept annotation has "segmentation" (flat polygons of at least 3 points, finite and near the
     image, or a compressed RLE of the image's size) that covers at least a pixel, "area" (above 0)
@@ -60,28 +73,31 @@ def normalise_annotations(
     counts as not exhaustively annotated in that image: finding the object is no mistake.
 
     Args:
-        annotations: as in the JSON.
         images: by id, checked.
         category_ids: that exist.
         fail: raises a UserError with the sentence that it is given.
 
-    Returns:
-        The annotations with a usable mask in their order, and what became of the others.
+    Attributes:
+        report: what became of the annotations so far.
     """
-    report = ObjectReport(total=len(annotations))
-    report.objects_of = Counter(
-        category_id
-        for category_id in (annotation.get("category_id") for annotation in annotations)
-        if type(category_id) is int
-    )
-    kept: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for first in range(0, len(annotations), _CHUNK):
-        chunk = annotations[first : first + _CHUNK]
+
+    def __init__(
+        self, images: dict[int, dict[str, Any]], category_ids: set[int], fail: Fail
+    ) -> None:
+        self.images, self.category_ids, self.fail = images, category_ids, fail
+        self.report = ObjectReport()
+        self._seen: set[int] = set()
+
+    def add(self, chunk: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of the next annotations, as in the JSON, that have a usable mask."""
+        report, fail = self.report, self.fail
+        report.total += len(chunk)
+        categories = (annotation.get("category_id") for annotation in chunk)
+        report.objects_of.update(k for k in categories if type(k) is int)
         unusable: dict[int, Unusable] = {}
         pending: list[Pending] = []
         for annotation in chunk:
-            image = _check_ids(annotation, images, category_ids, seen, fail)
+            image = _check_ids(annotation, self.images, self.category_ids, self._seen, fail)
             try:
                 annotation["iscrowd"] = _CROWD[annotation.get("iscrowd")]
             except (KeyError, TypeError):
@@ -93,16 +109,17 @@ def normalise_annotations(
             if reason is not None:
                 unusable[annotation["id"]] = reason
         _check_polygons(pending, unusable, report, fail)
+        kept = []
         for annotation in chunk:
             if annotation["id"] in unusable:
-                _leave_out(annotation, images, unusable[annotation["id"]], report)
+                _leave_out(annotation, self.images, unusable[annotation["id"]], report)
                 continue
             if annotation["iscrowd"]:
                 report.add_crowd(
                     annotation["id"], annotation["image_id"], annotation["category_id"]
                 )
             kept.append(annotation)
-    return kept, report
+        return kept
 
 
 def show_id(value: Any) -> str:

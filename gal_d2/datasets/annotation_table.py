@@ -12,75 +12,65 @@ from typing import Any
 
 import numpy as np
 
-# So many annotations at a time are taken apart.
-_CHUNK = 20_000
 
+class Packer:
+    """Takes checked annotations apart into arrays, some thousands at a time.
 
-def pack(images: Sequence[dict[str, Any]], annotations: list) -> dict[str, np.ndarray]:
-    """Arrays of what :func:`gal_d2.datasets.annotation_objects.normalise_annotations` gives.
-
-    Rows are annotations; those of an image stand together, in the order of the file.
+    The arrays, by name. Of each row, an annotation, in the order of the file: ``id, category,
+    crowd, area`` (n,), ``box`` (n, 4) XYWH, ``image`` (n,), its index; of images, ``rows`` (n,)
+    grouped by image, from ``first_rows`` (m + 1,) on, ``image_id`` (m,), ``image_size`` (m, 2)
+    height and width. What is of varying length stands one behind the other, the i-th from
+    ``first_...[i]`` to ``first_...[i + 1]``: ``points``, flat coordinates of each polygon, and
+    ``first_polygon``, of each row; ``rle`` texts of the rows without polygons; of images the texts
+    ``file_name`` and ``coco_url``, and the ids ``neg`` and ``not_exhaustive``.
 
     Args:
-        images: m of them, checked.
-        annotations: n; the list is emptied on the way, for the memory's sake.
-
-    Returns:
-        By name: ``order`` (n,), the row of each annotation in the order of the file;
-        ``first_row`` (m + 1,), of each image; ``id, category, crowd, area`` (n,), ``box`` (n, 4)
-        XYWH; ``first_polygon`` (n + 1,) of each row, ``first_point`` of each polygon, into
-        ``points``, flat coordinates; ``rle`` texts of the rows without polygons; of images
-        ``image_id`` (m,), ``image_size`` (m, 2) height and width, ``file_name`` and ``coco_url``
-        texts, ``neg`` and ``not_exhaustive`` ids. Texts and ids of ``name`` stand one behind the
-        other in ``name``, the i-th from ``first_name[i]`` to ``first_name[i + 1]``.
+        index_of: of images by id.
     """
-    count = len(annotations)
-    index_of = {image["id"]: index for index, image in enumerate(images)}
-    image = np.fromiter((index_of[a["image_id"]] for a in annotations), np.int64, count)
-    file_position = np.argsort(image, kind="stable")
-    order = np.empty(count, np.int64)
-    order[file_position] = np.arange(count)
-    polygons_of = np.zeros(count, np.int64)
-    total = 0
-    for row, position in enumerate(file_position.tolist()):
-        segmentation = annotations[position]["segmentation"]
-        if isinstance(segmentation, list):
-            polygons_of[row] = len(segmentation)
-            total += sum(map(len, segmentation))
-    arrays = {
-        "order": order,
-        "first_row": np.searchsorted(image[file_position], np.arange(len(images) + 1)),
-        "id": np.empty(count, np.int64),
-        "category": np.empty(count, np.int64),
-        "crowd": np.empty(count, np.uint8),
-        "area": np.empty(count, np.float64),
-        "box": np.empty((count, 4), np.float64),
-        "first_polygon": _starts(polygons_of),
-        "points": np.empty(total, np.float64),
-    }
-    lengths: list[int] = []
-    texts: list[str] = []
-    filled = 0
-    for start in range(0, count, _CHUNK):
-        positions = file_position[start : start + _CHUNK].tolist()
-        chunk = [annotations[position] for position in positions]
-        rows = slice(start, start + len(chunk))
-        for name, key in (("id", "id"), ("category", "category_id"), ("crowd", "iscrowd")):
-            arrays[name][rows] = [annotation[key] for annotation in chunk]
-        arrays["area"][rows] = [annotation["area"] for annotation in chunk]
-        arrays["box"][rows] = [annotation["bbox"] for annotation in chunk]
-        masks = [annotation["segmentation"] for annotation in chunk]
+
+    def __init__(self, index_of: Mapping[int, int]) -> None:
+        self._index_of = index_of
+        self._parts: list[dict[str, np.ndarray]] = []
+
+    def add(self, annotations: Sequence[dict[str, Any]]) -> None:
+        """The next annotations of :class:`gal_d2.datasets.annotation_objects.Normaliser`."""
+        masks = [annotation["segmentation"] for annotation in annotations]
         polygons = list(chain.from_iterable(mask for mask in masks if isinstance(mask, list)))
-        lengths += map(len, polygons)
-        texts += ("" if isinstance(mask, list) else mask["counts"] for mask in masks)
-        points = np.array(list(chain.from_iterable(polygons)), np.float64)
-        arrays["points"][filled : filled + len(points)] = points
-        filled += len(points)
-        for position in positions:
-            annotations[position] = None
-    annotations.clear()
-    arrays["first_point"] = _starts(np.array(lengths, np.int64))
-    return arrays | _texts("rle", texts) | _pack_images(images)
+        per_mask = [len(mask) if isinstance(mask, list) else 0 for mask in masks]
+        texts = [b"" if isinstance(mask, list) else mask["counts"].encode() for mask in masks]
+        images = [self._index_of[annotation["image_id"]] for annotation in annotations]
+        part = {
+            "id": np.array([a["id"] for a in annotations], np.int64),
+            "category": np.array([a["category_id"] for a in annotations], np.int64),
+            "crowd": np.array([a["iscrowd"] for a in annotations], np.uint8),
+            "area": np.array([a["area"] for a in annotations], np.float64),
+            "box": np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4),
+            "image": np.array(images, np.int64),
+            "first_polygon": np.array(per_mask, np.int64),
+            "first_points": np.array(list(map(len, polygons)), np.int64),
+            "points": np.array(list(chain.from_iterable(polygons)), np.float64),
+            "first_rle": np.array(list(map(len, texts)), np.int64),
+            "rle": np.frombuffer(b"".join(texts), np.uint8),
+        }
+        self._parts.append(part)
+
+    def finish(self, images: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """The arrays of all that was added.
+
+        Args:
+            images: m of them, checked, in the order of their indices.
+        """
+        if not self._parts:
+            self.add([])
+        arrays = {}
+        for name in list(self._parts[0]):
+            # One by one, so that no more than one array is there twice.
+            arrays[name] = np.concatenate([part.pop(name) for part in self._parts])
+            if name.startswith("first_"):
+                arrays[name] = _starts(arrays[name])
+        arrays["rows"] = np.argsort(arrays["image"], kind="stable")
+        arrays["first_rows"] = _starts(np.bincount(arrays["image"], minlength=len(images)))
+        return arrays | _pack_images(images)
 
 
 class AnnotationTable(Sequence):
@@ -90,11 +80,11 @@ class AnnotationTable(Sequence):
     ``area`` and ``iscrowd``: see :class:`gal_d2.datasets.annotation_file.AnnotationFile`.
 
     Args:
-        arrays: what :func:`pack` gives.
-        order: (k,) rows of the annotations that it has; all by default.
+        arrays: what :class:`Packer` gives.
+        selected: (k,) rows of the annotations that it has; all by default.
 
     Attributes:
-        arrays, order: the arguments.
+        arrays: the argument.
         home: path and identity of the array file that ``arrays`` are mapped from; None: of none.
     """
 
@@ -103,22 +93,23 @@ class AnnotationTable(Sequence):
         arrays: Mapping[str, np.ndarray],
         *,
         home: tuple[str, Any] | None = None,
-        order: np.ndarray | None = None,
+        selected: np.ndarray | None = None,
     ) -> None:
         self.arrays = arrays
-        self.order = arrays["order"] if order is None else order
+        self._selected = selected
         self.home = home
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.column("id"))
 
     def __getitem__(self, index: int | slice) -> Any:
+        rows = range(len(self)) if self._selected is None else self._selected
         if isinstance(index, slice):
-            return [self._annotation(row) for row in self.order[index].tolist()]
-        return self._annotation(int(self.order[index]))
+            return [self._annotation(int(row)) for row in rows[index]]
+        return self._annotation(int(rows[index]))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self._annotation, self.order.tolist())
+        return (self[index] for index in range(len(self)))
 
     @property
     def num_objects(self) -> int:
@@ -126,28 +117,25 @@ class AnnotationTable(Sequence):
         return int(np.count_nonzero(self.column("crowd") == 0))
 
     def column(self, name: str) -> np.ndarray:
-        """(k, ...) of one of :func:`pack`'s names with a value a row, in the order of the file."""
-        return self.arrays[name][self.order]
-
-    def image_indices(self) -> np.ndarray:
-        """(k,) int64, into the images."""
-        starts = self.arrays["first_row"]
-        return np.repeat(np.arange(len(starts) - 1), np.diff(starts))[self.order]
+        """(k, ...) of one of :class:`Packer`'s names that have a value of each row."""
+        array = self.arrays[name]
+        return array if self._selected is None else array[self._selected]
 
     def of_categories(self, category_ids: Iterable[int]) -> AnnotationTable:
         """Those of some categories alone."""
         wanted = np.isin(self.column("category"), list(category_ids))
-        return AnnotationTable(self.arrays, home=self.home, order=self.order[wanted])
+        rows = np.flatnonzero(wanted) if self._selected is None else self._selected[wanted]
+        return AnnotationTable(self.arrays, home=self.home, selected=rows)
 
-    def classes_by_row(self, category_ids: Sequence[int]) -> np.ndarray:
-        """(n,) int64: of each row, the place of its category in ``category_ids``, or -1.
+    def classes(self, category_ids: Sequence[int]) -> np.ndarray:
+        """(k,) int64: the place of each one's category in ``category_ids``, or -1.
 
         Args:
             category_ids: ascending.
         """
-        known = np.asarray(category_ids, np.int64)
-        found = np.searchsorted(known, self.arrays["category"])
-        is_there = known[np.minimum(found, len(known) - 1)] == self.arrays["category"]
+        known, categories = np.asarray(category_ids, np.int64), self.column("category")
+        found = np.searchsorted(known, categories)
+        is_there = known[np.minimum(found, len(known) - 1)] == categories
         return np.where(is_there, found, -1)
 
     def images(self) -> list[dict[str, Any]]:
@@ -174,19 +162,15 @@ class AnnotationTable(Sequence):
             images.append(image)
         return images
 
-    def image_of_row(self, row: int) -> int:
-        """Index of the image that a row is of."""
-        return int(np.searchsorted(self.arrays["first_row"], row, side="right")) - 1
-
     def segmentation(self, row: int) -> list[list[float]] | dict[str, Any]:
         """Flat polygons, or a compressed RLE."""
         arrays = self.arrays
         first, end = arrays["first_polygon"][row : row + 2].tolist()
         if first == end:
             start, stop = arrays["first_rle"][row : row + 2].tolist()
-            size = arrays["image_size"][self.image_of_row(row)].tolist()
+            size = arrays["image_size"][arrays["image"][row]].tolist()
             return {"size": size, "counts": arrays["rle"][start:stop].tobytes().decode("ascii")}
-        bounds = arrays["first_point"][first : end + 1].tolist()
+        bounds = arrays["first_points"][first : end + 1].tolist()
         points = arrays["points"]
         return [points[start:stop].tolist() for start, stop in pairwise(bounds)]
 
@@ -194,7 +178,7 @@ class AnnotationTable(Sequence):
         arrays = self.arrays
         return {
             "id": int(arrays["id"][row]),
-            "image_id": int(arrays["image_id"][self.image_of_row(row)]),
+            "image_id": int(arrays["image_id"][arrays["image"][row]]),
             "category_id": int(arrays["category"][row]),
             "segmentation": self.segmentation(row),
             "bbox": arrays["box"][row].tolist(),

@@ -95,19 +95,16 @@ def make_records(
         UserError: an image lies outside of the folder.
     """
     table = content.annotations
-    starts = table.arrays["first_row"].tolist()
-    classes = table.classes_by_row([category.id for category in content.categories]).tolist()
+    category_ids = [category.id for category in content.categories]
+    classes = AnnotationTable(table.arrays).classes(category_ids).tolist()
+    by_image, starts = table.arrays["rows"].tolist(), table.arrays["first_rows"].tolist()
     records, renamed = [], []
     for image, (start, stop) in zip(content.images, pairwise(starts), strict=True):
         name_in_json = image_name(source, image)
         file_name = find_image(source.image_root, name_in_json)
         if file_name != os.path.join(source.image_root, name_in_json):
             renamed.append((name_in_json, file_name))
-        rows: Sequence[int] = range(start, stop)
-        of_image = classes[start:stop]
-        if of_image and min(of_image) < 0:
-            rows = tuple(row for row in rows if classes[row] >= 0)
-            of_image = [classes[row] for row in rows]
+        rows = tuple(row for row in by_image[start:stop] if classes[row] >= 0)
         records.append(
             {
                 "file_name": file_name,
@@ -116,7 +113,7 @@ def make_records(
                 "image_id": image["id"],
                 "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
                 "neg_category_ids": image["neg_category_ids"],
-                "annotations": ImageAnnotations(table, rows, tuple(of_image)),
+                "annotations": ImageAnnotations(table, rows, tuple(classes[row] for row in rows)),
             }
         )
     return records, renamed

@@ -61,9 +61,8 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
     )
     table = content.annotations
     is_object = table.column("crowd") == 0
-    of_rows = table.classes_by_row([category.id for category in content.categories])
-    classes = of_rows[table.order][is_object]
-    images = table.image_indices()[is_object]
+    classes = table.classes([category.id for category in content.categories])[is_object]
+    images = table.column("image")[is_object]
     scale = np.sqrt(table.column("area")[is_object] / image_area[images])
     return statistics_of(classes, images, scale, len(content.categories))
 

@@ -197,7 +197,7 @@ class TestMask:
 def test_nothing_changes_with_the_size_of_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = [{}, {"area": 0}, {"segmentation": []}, {"iscrowd": 1}, {"bbox": [30, 40, 50, 50]}]
     whole = normalise(*changes)
-    monkeypatch.setattr(annotation_objects, "_CHUNK", 2)
+    monkeypatch.setattr(annotation_objects, "CHUNK", 2)
     parts = normalise(*changes)
     assert whole[0] == parts[0] and whole[1].counts("train") == parts[1].counts("train")
 
