@@ -43,7 +43,7 @@ from gal_d2.datasets.registration import load_instances, register_instances
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.pool.index import PoolIndex
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.draw import choose_from_best
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 from gal_d2.selection.posterior import Posterior

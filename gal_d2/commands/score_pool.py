@@ -46,7 +46,7 @@ from gal_d2.judging.auditions import Auditioner
 from gal_d2.judging.judge import build_scorer, class_groups
 from gal_d2.pool.pool import InstancePool, open_configured_pool
 from gal_d2.pool.preflight import require_usable_pool
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 from gal_d2.setup.arguments import SPLITS, add_scoring_arguments
 
@@ -231,7 +231,12 @@ class _OfflinePass:
         self.metadata = load_metadata(cfg.DATASETS.TRAIN[0])
         self.class_of_category = self.metadata.thing_dataset_id_to_contiguous_id
         self.scorer = build_scorer(
-            _offline_scorer_config(cfg), scored_roi_heads(model), class_groups(self.metadata)
+            _offline_scorer_config(cfg),
+            scored_roi_heads(model),
+            class_groups(self.metadata),
+            partner_every=1,
+            max_real_per_class=_REAL_PER_CLASS_AND_STEP,
+            max_counterfactuals=_COUNTERFACTUALS_PER_STEP,
         )
         rehearse_on_noise(self.scorer.gradients, model)
         self.augmentations = utils.build_augmentation(cfg, is_train=False)
@@ -509,10 +514,7 @@ def _offline_scorer_config(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     node = cfg.GAL.SCORER
     node.MOMENTUM = max(node.MOMENTUM, _MOMENTUM)
-    node.PARTNER_EVERY = 1
     node.GRADIENTS = "all"
-    node.MAX_REAL_PER_CLASS = _REAL_PER_CLASS_AND_STEP
-    node.MAX_COUNTERFACTUALS = _COUNTERFACTUALS_PER_STEP
     return cfg
 
 

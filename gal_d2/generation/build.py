@@ -40,6 +40,7 @@ from gal_d2.generation.stable_diffusion import (
     load_text_to_image,
     model_label,
 )
+from gal_d2.retired_keys import with_retired_values
 
 SEGMENTERS = ("rembg", "clipseg", "sam")
 FILTERS = ("area", "truncation", "clip_text", "clip_image", "vlm")
@@ -62,7 +63,7 @@ _RECIPE = (
     "CANDIDATES",
     "MODEL",
     "VARIANT",
-    "REVISION",
+    "REVISION",  # of pools that were begun when there was this key
     "SIZE",
     "STEPS",
     "GUIDANCE",
@@ -137,10 +138,6 @@ def check_options(cfg: CfgNode) -> None:
     for key in ("BATCH_SIZE", "STEPS", "PER_CATEGORY", "UNIT_SIZE"):
         if options[key] < 1:
             raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
-    if not 1 <= options.SEGMENTER.THRESHOLD <= 255:
-        raise UserError(
-            f"GAL.GENERATOR.SEGMENTER.THRESHOLD is {options.SEGMENTER.THRESHOLD}: give 1 to 255."
-        )
     _check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.SEGMENTER.NAMES, SEGMENTERS)
     _check_names("GAL.GENERATOR.FILTER.NAMES", options.FILTER.NAMES, FILTERS)
     generation_dtype(cfg, generation_device(cfg))
@@ -163,13 +160,9 @@ def stable_diffusion(cfg: CfgNode, categories: Sequence[Category]) -> StableDiff
         device=device,
         dtype=generation_dtype(cfg, device),
         variant=options.VARIANT,
-        revision=options.REVISION,
         scheduler=options.SCHEDULER,
         safety_checker=options.SAFETY_CHECKER,
-        channels_last=options.CHANNELS_LAST,
         compile_denoiser=options.COMPILE,
-        attention_slicing=options.ATTENTION_SLICING,
-        vae_slicing=options.VAE_SLICING,
     )
     return StableDiffusionGenerator(
         pipeline,
@@ -201,9 +194,7 @@ def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
             for model in options.REMBG.MODELS
         ],
         "clipseg": lambda: [ClipSegSegmenter.load(options.CLIPSEG.MODEL, **shared)],
-        "sam": lambda: [
-            SamBackgroundSegmenter.load(options.SAM.MODEL, margin=options.SAM.MARGIN, **shared)
-        ],
+        "sam": lambda: [SamBackgroundSegmenter.load(options.SAM.MODEL, **shared)],
     }
     return [segmenter for name in options.NAMES for segmenter in builders[name]()]
 
@@ -225,12 +216,7 @@ def build_filters(
     builders = {
         "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
         "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
-        "clip_text": lambda: ClipTextFilter(
-            clip,
-            options.CLIP_TEXT.MIN,
-            options.CLIP_TEXT.TOLERANCE,
-            min_group=options.CLIP_TEXT.MIN_GROUP,
-        ),
+        "clip_text": lambda: ClipTextFilter(clip, options.CLIP_TEXT.MIN),
         "clip_image": lambda: ClipImageFilter(
             clip, build_real_crops(cfg, categories), options.CLIP_IMAGE.MIN
         ),
@@ -269,8 +255,7 @@ def build_real_crops(cfg: CfgNode, categories: Sequence[Category]) -> RealCrops:
     for name in names:
         require_dataset(name)
         dicts += load_instances(name)
-    count = cfg.GAL.GENERATOR.FILTER.CLIP_IMAGE.MAX_REAL
-    return RealCrops(dicts, [category.id for category in categories], count=count)
+    return RealCrops(dicts, [category.id for category in categories])
 
 
 def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
@@ -287,7 +272,7 @@ def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
         dtype=generation_dtype(cfg, device),
         question=options.QUESTION,
         minimum=options.MIN,
-        batch_size=options.BATCH_SIZE,
+        batch_size=cfg.GAL.GENERATOR.BATCH_SIZE,
     )
 
 
@@ -304,8 +289,7 @@ def build_cutter(
     Raises:
         UserError: one is unknown, or a model cannot be loaded.
     """
-    options = cfg.GAL.GENERATOR.SEGMENTER
-    if not options.NAMES and not draws_alpha:
+    if not cfg.GAL.GENERATOR.SEGMENTER.NAMES and not draws_alpha:
         raise UserError(
             "GAL.GENERATOR.SEGMENTER.NAMES is empty, but the generator draws no alpha channel: "
             f"name some of {', '.join(SEGMENTERS)}."
@@ -318,7 +302,6 @@ def build_cutter(
         segmenters,
         build_filters(cfg, categories, clip),
         similarity=clip,
-        threshold=options.THRESHOLD,
     )
 
 
@@ -370,7 +353,7 @@ def draws_alpha(generator: InstanceGenerator) -> bool:
 
 def generation_recipe(cfg: CfgNode) -> str:
     """A short name of all options that decide what is drawn and kept."""
-    settings = to_plain(cfg.GAL.GENERATOR)
+    settings = with_retired_values(to_plain(cfg.GAL.GENERATOR), "GAL.GENERATOR")
     return recipe_of({key: settings[key] for key in _RECIPE})
 
 

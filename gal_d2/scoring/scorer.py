@@ -42,11 +42,15 @@ from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients, sum
 from gal_d2.scoring.non_finite import NonFiniteReport
 from gal_d2.scoring.reference_window import ReferenceWindow
 from gal_d2.scoring.roi_losses import RoiBatch
-from gal_d2.selection.acceptance import SCORE_KEY, loss_key
 
 # A loss further above the usual than this says no more; the unit is that of a standard deviation.
 _MAX_EXCESS = 5.0
 _LEAST_NORM = 1e-12
+
+
+def loss_key(head: str) -> str:
+    """Key of the window of real instances' losses of a head."""
+    return f"loss/{head}"
 
 
 @dataclass(frozen=True)
@@ -258,9 +262,7 @@ class ContributionScorer:
             self.score_weights = {self.heads[0]: 1.0}
         self.loss_weights = self._weights("LOSS_WEIGHTS", loss_weights, {"box": 0.1, "mask": 0.2})
         if max_real_per_class < 1:
-            raise UserError(
-                f"GAL.SCORER.MAX_REAL_PER_CLASS is {max_real_per_class}: set it to at least 1."
-            )
+            raise ValueError(f"max_real_per_class is {max_real_per_class}: set it to at least 1.")
         self.max_real_per_class, self.max_counterfactuals = max_real_per_class, max_counterfactuals
         if contrast_heads is None:
             contrast_heads = [
@@ -296,7 +298,7 @@ class ContributionScorer:
         self._contrast_heads = tuple(h for h in self.heads if h in self.cache.contrast_heads)
         self.reference = {
             key: ReferenceWindow(class_groups, size=reference_size, n_min=reference_min)
-            for key in (SCORE_KEY, *(loss_key(head) for head in self.heads))
+            for key in map(loss_key, self.heads)
         }
         self._exchange = PackedExchange()
         self.non_finite = NonFiniteReport()
@@ -328,7 +330,6 @@ class ContributionScorer:
         targets: Sequence[Instances],
         image_ids: Sequence | None = None,
         *,
-        proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
         probe: RealBatch | None = None,
     ) -> Contribution:
         """Score the pasted instances, then learn from the real ones, in one pass of each head.
@@ -342,14 +343,12 @@ class ContributionScorer:
                 mask head), ``instance_source`` (``InstanceSource``; all real without it) and
                 ``pool_id``.
             image_ids: per image, its name in warnings; its position in the batch without it.
-            proposals: ROIs of the pasted instances, as for :meth:`score`. Real ones have one ROI,
-                their ground-truth box.
             probe: other images to learn from in place of this batch's, in a pass of their own.
 
         Returns:
             A row per pasted instance, image by image, in the order of the targets; on the CPU.
         """
-        plan = self.plan(targets, learn=probe is None, proposals=proposals)
+        plan = self.plan(targets, learn=probe is None)
         contribution, _ = self.finish(self.begin(plan, features, targets, image_ids, probe))
         return contribution
 
@@ -359,18 +358,14 @@ class ContributionScorer:
         targets: Sequence[Instances],
         image_ids: Sequence | None = None,
         *,
-        proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
         which: str = "pasted",
     ) -> Contribution:
         """Score without learning; no communication. Arguments as for :meth:`step`.
 
         Args:
-            proposals: per image, (P, 4) XYXY boxes and (P,) int64, the target that each belongs to:
-                ROIs to score on in place of the ground-truth boxes. Gradients of an instance's
-                ROIs add up; its losses are averaged.
             which: ``"pasted"``, ``"real"`` or ``"all"``.
         """
-        plan = self.plan(targets, learn=False, proposals=proposals, which=which)
+        plan = self.plan(targets, learn=False, which=which)
         rows = self._run(plan, features, targets)
         values = HostCopy(rows.values).get()
         self._report(plan.table, values, image_ids)
@@ -393,7 +388,6 @@ class ContributionScorer:
         targets: Sequence[Instances],
         *,
         learn: bool,
-        proposals: Sequence[tuple[Tensor, Tensor]] | None = None,
         which: str = "pasted",
     ) -> Plan:
         """Say what is to be done with a batch.
@@ -401,7 +395,7 @@ class ContributionScorer:
         Args:
             targets: as for :meth:`step`, on the CPU; for those on a device the host waits.
             learn: whether its real instances are learnt from.
-            proposals, which: as for :meth:`score`; ``"none"`` scores nothing.
+            which: as for :meth:`score`; ``"none"`` scores nothing.
         """
         table, boxes = self._table(targets)
         wanted = {
@@ -415,16 +409,15 @@ class ContributionScorer:
         target = (wanted | table.learnt).nonzero()[:, 0]
         place = torch.full((len(table),), -1, dtype=torch.int64)
         place[target] = torch.arange(len(target))
-        rois, owner, local = self._rois(table, boxes, place, proposals)
+        rois, owner, local = self._rois(table, boxes, place)
         table = table[target]
-        table.num_rois.copy_(torch.bincount(owner, minlength=len(target)))
 
         real = table.learnt.nonzero()[:, 0]
         row, as_class, slot = self.cache.counterfactuals(
             table.gt_class[real], self.max_counterfactuals
         )
         region_of = torch.zeros(len(target), dtype=torch.int64)
-        region_of[owner] = torch.arange(len(owner))  # the only one of a real instance
+        region_of[owner] = torch.arange(len(owner))
         return Plan(
             table=table,
             target=target,
@@ -533,29 +526,22 @@ class ContributionScorer:
             chosen.append(mine[np.arange(most) * len(mine) // most] if len(mine) > most else mine)
         return torch.from_numpy(np.sort(np.concatenate(chosen)))
 
-    def _rois(self, table: _Table, boxes: list[Tensor], place: Tensor, proposals):
-        """ROIs of the targets that have a ``place`` (-1: none) in a plan.
-
-        Those that are learnt from have one, their box, with proposals too.
+    def _rois(
+        self, table: _Table, boxes: list[Tensor], place: Tensor
+    ) -> tuple[list[Boxes], Tensor, list[Tensor]]:
+        """ROIs of the targets that have a ``place`` (-1: none) in a plan: their boxes.
 
         Returns:
             By image the boxes; (M,) whose they are; and by image the target of each.
         """
         rois, owner, local = [], [], []
         has_roi = (place >= 0) & (table.num_rois > 0)
-        by_box = has_roi & (table.learnt | (proposals is None))
         first = 0
-        for image, box in enumerate(boxes):
+        for box in boxes:
             here = slice(first, first + len(box))
             first += len(box)
-            index = by_box[here].nonzero()[:, 0]
-            box = box[index]
-            if proposals is not None:
-                proposed, belongs = (x.detach().cpu() for x in proposals[image])
-                keep = (has_roi & ~by_box)[here][belongs]
-                index = torch.cat([index, belongs[keep]])
-                box = torch.cat([box, proposed[keep].to(box)])
-            rois.append(Boxes(box))
+            index = has_roi[here].nonzero()[:, 0]
+            rois.append(Boxes(box[index]))
             owner.append(place[here][index])
             local.append(index)
         return rois, torch.cat(owner), local
@@ -745,7 +731,6 @@ class ContributionScorer:
             )
         self.cache.update(cache_rows, self._candidates(parts))
         of_real = contribution[table.learnt]
-        self.reference[SCORE_KEY].add_gathered(of_real.gt_class, of_real.score)
         for head, loss in of_real.head_loss.items():
             self.reference[loss_key(head)].add_gathered(of_real.gt_class, loss)
 

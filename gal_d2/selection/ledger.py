@@ -28,7 +28,7 @@ from gal_d2.selection.ledger_names import ids_of_now, keep_names, require_ledger
 
 if TYPE_CHECKING:
     from gal_d2.scoring.contribution import Contribution
-    from gal_d2.selection.acceptance import Decision
+    from gal_d2.selection.decision import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class LedgerWriter:
 
     Columns: ``step``, ``image_id``, ``category_id`` (as in the annotation file), ``frequency``;
     every field of ``Contribution`` (a field by head as ``<field>_<head>``); ``accept``,
-    ``threshold``, ``undecided``, ``vetoed`` and ``policy`` of ``Decision``. Missing is null.
+    ``threshold``, ``undecided`` and ``policy`` of ``Decision``. Missing is null.
 
     Args:
         root: folder of the ledger, shared by all processes; created where it is missing.
@@ -426,7 +426,7 @@ class Ledger:
 
         Returns:
             One row a group, ascending in ``by``: the columns ``by``; ``count`` (exposures),
-            ``scored`` (those with a score), ``accepted``, ``undecided``, ``vetoed``,
+            ``scored`` (those with a score), ``accepted``, ``undecided``,
             ``acceptance_rate``; ``score_mean``, ``score_std`` (of the population), ``score_min``,
             ``score_max``, ``<column>_mean`` for phi and each head's score and loss; ``step_first``,
             ``step_last``. A mean of nothing is null.
@@ -441,7 +441,7 @@ class Ledger:
         if step_bin < 1:
             raise ValueError(f"step_bin must be 1 or more, not {step_bin}.")
         means = [name for name in self.columns if re.match(r"(phi$|head_(score|loss)_)", name)]
-        flags = ["accept", "undecided", "vetoed"]
+        flags = ["accept", "undecided"]
         wanted = [*keys, *means, *flags, "score"]
         partials: list[pa.Table] = []
         for table in self.tables(
@@ -537,7 +537,6 @@ def _finish(sums: pa.Table, keys: list[str], means: list[str]) -> pa.Table:
         "scored": scored,
         "accepted": sums["sum_accept"],
         "undecided": sums["sum_undecided"],
-        "vetoed": sums["sum_vetoed"],
         "acceptance_rate": pc.divide(sums["sum_accept"].cast(pa.float64()), rows),
         "score_mean": score_mean,
         "score_std": pc.sqrt(variance),

@@ -81,6 +81,14 @@ def check_signals(names: Sequence[str], heads: Sequence[str]) -> None:
         raise UserError("GAL.POSTERIOR.SIGNALS is empty: name at least one signal.")
 
 
+def ceiling_of(signal: str) -> float:
+    """Quality from which on more counts nothing in the value.
+
+    A low loss is a mask that fits and a picture without noise; an even lower one is an easy object.
+    """
+    return 1.0 if signal.endswith("_loss") else 100.0
+
+
 @dataclass(frozen=True)
 class Belief:
     """What is known about N cut-outs in S signals; rows as they were asked for.
@@ -162,22 +170,16 @@ class Posterior:
         """
         node = cfg.GAL.POSTERIOR
         check_signals(node.SIGNALS, cfg.GAL.SCORER.HEADS)
-        for key in ("WEIGHTS", "CEILINGS"):
-            if len(node[key]) != len(node.SIGNALS):
-                raise UserError(
-                    f"GAL.POSTERIOR.{key} has {len(node[key])} entries, GAL.POSTERIOR.SIGNALS has "
-                    f"{len(node.SIGNALS)}: give one for each signal."
-                )
-        for key in ("PRIOR_COUNT", "FULL_AREA"):
-            if not node[key] > 0:
-                raise UserError(f"GAL.POSTERIOR.{key} is {node[key]}: set it above 0.")
+        if len(node.WEIGHTS) != len(node.SIGNALS):
+            raise UserError(
+                f"GAL.POSTERIOR.WEIGHTS has {len(node.WEIGHTS)} entries, GAL.POSTERIOR.SIGNALS has "
+                f"{len(node.SIGNALS)}: give one for each signal."
+            )
         return cls(
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             node.SIGNALS,
             weights=node.WEIGHTS,
-            ceilings=node.CEILINGS,
-            prior_count=node.PRIOR_COUNT,
-            full_area=node.FULL_AREA,
+            ceilings=[ceiling_of(signal) for signal in node.SIGNALS],
         )
 
     def __len__(self) -> int:

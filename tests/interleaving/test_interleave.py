@@ -22,7 +22,7 @@ from gal_d2.interleaving.generator_worker import GeneratorCrash, InlineWorker
 from gal_d2.interleaving.interleave import Interleaver, check_interleaving, learn_from_ledger
 from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
 from gal_d2.pool.shard import shard_names
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 from gal_d2.setup.setup import load_config
 
@@ -233,7 +233,6 @@ def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
         value=ones,
         threshold=ones,
         undecided=torch.full((count,), undecided),
-        vetoed=torch.zeros(count, dtype=torch.bool),
         policy="test",
     )
     writer.append(step, contribution, decision, [1])
@@ -384,7 +383,6 @@ def test_what_the_config_lacks_stops_the_start(tmp_path):
     [
         (["GAL.GENERATOR.MODE", "later"], "GAL.GENERATOR.MODE is 'later'"),
         (["GAL.GENERATOR.PERIOD", "0"], "GAL.GENERATOR.PERIOD is 0"),
-        (["GAL.GENERATOR.MAX_RESTARTS", "-1"], "GAL.GENERATOR.MAX_RESTARTS is -1"),
         (["GAL.GENERATOR.NAME", ""], "GAL.GENERATOR.NAME is empty"),
         (["GAL.COPY_PASTE.ENABLED", "False"], "nothing is pasted from the pool"),
         (["GAL.COPY_PASTE.REAL_FRACTION", "1.0"], "nothing is pasted from the pool"),

@@ -71,10 +71,10 @@ def test_unknown_classes_are_missing_and_repeated_ones_agree():
 
 def test_age_counts_steps_since_the_last_real_instance():
     cache = small_cache()
-    assert cache.age.tolist() == [-1, -1, -1]
+    assert cache.steps_since_update.tolist() == [-1, -1, -1]
     for step in range(4):
         cache.update(rows([[1.0, 0.0]], [0]) if step == 1 else nothing())
-    assert cache.age.tolist() == [2, -1, -1]
+    assert cache.steps_since_update.tolist() == [2, -1, -1]
 
 
 def test_effective_count_is_kishs():
@@ -342,11 +342,15 @@ def test_a_state_that_does_not_fit_says_so_and_starts_fresh(state, words, caplog
     [
         ("momentum", 1.0),
         ("momentum", -0.1),
-        ("shrinkage", -1),
         ("num_partners", -1),
-        ("partner_every", 0),
     ],
 )
 def test_options_out_of_range_are_named(option, value):
     with pytest.raises(UserError, match=option.upper()):
         GradientCache({"box": [2]}, 3, **{option: value})
+
+
+@pytest.mark.parametrize(("argument", "value"), [("shrinkage", -1), ("partner_every", 0)])
+def test_arguments_out_of_range_are_named(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        GradientCache({"box": [2]}, 3, **{argument: value})

@@ -14,7 +14,7 @@ import torch
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection import ledger as ledger_module
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 
 NAN = float("nan")
@@ -41,7 +41,7 @@ def rows(pool_ids, classes=None, scores=None, accept=None, heads=("box", "mask")
         num_rois=torch.ones(count, dtype=torch.int64),
         area=torch.full((count,), 900.0),
     )
-    return contribution, Decision.uniform(accept, "calibrated", value=score, threshold=0.1)
+    return contribution, Decision.uniform(accept, "quantile", value=score, threshold=0.1)
 
 
 def fill(ledger: LedgerWriter, steps, pool_id: int = 1) -> None:
@@ -64,7 +64,6 @@ def test_every_field_comes_back(tmp_path):
     )
     decision.threshold[1] = NAN
     decision.undecided[1] = True
-    decision.vetoed[2] = True
     with writer(tmp_path) as ledger:
         ledger.append(7, contribution, decision, image_ids=[100, 200])
     (table,) = Ledger(tmp_path).tables()
@@ -82,14 +81,13 @@ def test_every_field_comes_back(tmp_path):
         "num_rois": [1, 1, 1],
         "area": [900.0, 900.0, 900.0],
         "phi": [1.0, None, -0.5],
-        "policy": ["calibrated"] * 3,
+        "policy": ["quantile"] * 3,
         "pool_id": [1 << 62, 5, -1],
         "score": [0.5, None, -0.25],
         "step": [7, 7, 7],
         "threshold": [pytest.approx(0.1), None, pytest.approx(0.1)],
         "undecided": [False, True, False],
         "value": [0.5, None, -0.25],
-        "vetoed": [False, False, True],
     }
     assert table.schema.field("phi").type == pa.float32()
 
@@ -302,7 +300,6 @@ def test_by_instance(example):
         "scored": 3,
         "accepted": 2,
         "undecided": 0,
-        "vetoed": 0,
         "acceptance_rate": 2 / 3,
         "score_mean": 0.4,
         "score_std": np.std([0.2, 0.4, 0.6]),

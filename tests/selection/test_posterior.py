@@ -143,8 +143,6 @@ def config(**changes):
         ({"SIGNALS": ["box_scores", "mask_loss"]}, "SIGNALS names 'box_scores'"),
         ({"SIGNALS": []}, "SIGNALS is empty"),
         ({"WEIGHTS": [1.0]}, "WEIGHTS has 1 entries"),
-        ({"PRIOR_COUNT": 0.0}, "PRIOR_COUNT is 0.0"),
-        ({"FULL_AREA": -1.0}, "FULL_AREA is -1.0"),
     ],
 )
 def test_options_out_of_range_are_named(changes, sentence):

@@ -17,7 +17,7 @@ from small_offline import build_model, configure
 from gal_d2.errors import UserError
 from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter, read_allow_list
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
 from gal_d2.setup.launch import run_tool
 
@@ -142,7 +142,7 @@ def training_ledger(workplace, tmp_path) -> tuple[Path, list[int]]:
                 num_rois=torch.tensor([1, 0]),
                 area=torch.tensor([900.0, 900.0]),
             )
-            decision = Decision.uniform(torch.tensor([accept, accept]), "calibrated")
+            decision = Decision.uniform(torch.tensor([accept, accept]), "quantile")
             writer.append(step, contribution, decision, [3])
     return tmp_path / "ledger", pool_ids
 

@@ -151,11 +151,11 @@ class GradientCache:
         if not 0 <= momentum < 1:
             raise UserError(f"GAL.SCORER.MOMENTUM is {momentum}: set it to at least 0, below 1.")
         if shrinkage < 0:
-            raise UserError(f"GAL.SCORER.SHRINKAGE is {shrinkage}: set it to at least 0.")
+            raise ValueError(f"shrinkage must be at least 0, not {shrinkage}.")
         if num_partners < 0:
             raise UserError(f"GAL.SCORER.NUM_PARTNERS is {num_partners}: set it to at least 0.")
         if partner_every < 1:
-            raise UserError(f"GAL.SCORER.PARTNER_EVERY is {partner_every}: set it to at least 1.")
+            raise ValueError(f"partner_every must be at least 1, not {partner_every}.")
         if class_groups is None:
             class_groups = torch.zeros(num_classes, dtype=torch.int64)
         class_groups = torch.as_tensor(class_groups).long().cpu()
@@ -226,8 +226,8 @@ class GradientCache:
         return self._updates
 
     @property
-    def age(self) -> Tensor:
-        """(C,) int64 on the CPU: steps since then; -1 for a class that never had any."""
+    def steps_since_update(self) -> Tensor:
+        """(C,) int64 on the CPU: steps since the last one; -1 for a class that never had any."""
         return torch.where(self._last_update < 0, -1, self._step - 1 - self._last_update)
 
     @property
