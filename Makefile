@@ -3,13 +3,21 @@
 # make test   set up, run the tests
 # make slow   the tests that take long: thorough fuzzing, runs on Ray
 # make gpu    what a GPU makes of a training step: tests, ratios, memory; under 8 minutes
+# make docs   the documentation site, in output/site/index.html
 # make lint   ruff
-# All do all their set-up themselves and are quick when nothing has changed.
+# All do all their set-up themselves and are quick when nothing has changed. The demo installs what
+# it needs; everything else (tests, generation, Ray, the site) comes with the first other target.
 
 # Python >= 3.10 to make the environment from, and the torch to put in it, e.g.
 #   make test PYTHON=python3.12 TORCH="torch==2.14.1 torchvision --index-url ..."
 PYTHON ?= python3
 TORCH ?= torch torchvision
+
+# Installs packages: uv where it is on the PATH (with the CPU build of torch where there is no GPU),
+# else pip. uv does not read pip's settings, so pip also tries what uv could not get.
+UV := $(shell command -v uv)
+install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) || )$(BIN)/python -m pip install --quiet $(2)
+TORCH_BUILD := $(if $(findstring --,$(TORCH)),,--torch-backend auto)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,32 +32,36 @@ TEST := $(if $(DETECTRON2),PYTHONPATH="$(abspath $(DETECTRON2))") $(BIN)/python 
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
 
-.PHONY: setup miniature demo rank pictures test slow gpu lint clean
+.PHONY: setup miniature demo rank pictures test slow gpu docs lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
 
-$(VENV)/.complete: setup.py pyproject.toml tools/install_detectron2.py tools/fetch_u2netp.py
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "GAL-D2 needs Python >= 3.10: make PYTHON=python3.11")'
+$(VENV)/.demo: setup.py pyproject.toml tools/install_detectron2.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "GAL-D2 needs Python >= 3.10: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	@echo "Installing torch, the largest download; then detectron2 and what the demo needs."
+	$(call install,$(TORCH_BUILD) $(TORCH),$(TORCH))
 	$(BIN)/python tools/install_detectron2.py
-	$(BIN)/python -m pip install --quiet --quiet --editable '.[dev]'
+	$(call install,--editable '.[testbeds]',--editable '.[testbeds]')
+	touch $@
+
+$(VENV)/.complete: $(VENV)/.demo tools/fetch_u2netp.py
+	$(call install,--editable '.[dev]',--editable '.[dev]')
 	$(BIN)/python tools/fetch_u2netp.py
 	touch $@
 
 miniature: $(MINIATURE)
 
-$(MINIATURE): $(VENV)/.complete gal_d2/testbeds/miniature/scenes.py gal_d2/testbeds/miniature/faults.py gal_d2/testbeds/miniature/sources.py
+$(MINIATURE): $(VENV)/.demo gal_d2/testbeds/miniature/scenes.py gal_d2/testbeds/miniature/faults.py gal_d2/testbeds/miniature/sources.py
 	$(BIN)/python tools/prepare_miniature.py
 	touch $@
 
-demo: $(VENV)/.complete $(MINIATURE)
+demo: $(VENV)/.demo $(MINIATURE)
 	$(BIN)/python tools/demo.py
-	$(BIN)/python benchmarks/pasted.py output/miniature_gal
 
-rank: $(VENV)/.complete $(MINIATURE)
+rank: $(VENV)/.demo $(MINIATURE)
 	@test -f "$(WEIGHTS)" || { echo "error: $(WEIGHTS) does not exist: run make demo first, or name a model with WEIGHTS=" >&2; exit 1; }
 	$(BIN)/python tools/rank_instances.py --config-file configs/miniature_gal.yaml --category "$(CATEGORY)" --placements 6 MODEL.WEIGHTS "$(WEIGHTS)"
 
@@ -66,6 +78,11 @@ slow: $(VENV)/.complete
 
 gpu: $(VENV)/.complete
 	benchmarks/gpu.sh
+
+# Without pages that are out of date, dead links or warnings.
+docs: $(VENV)/.complete
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "output/site/index.html"
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

@@ -16,6 +16,10 @@ GENERATE = [
 ]
 # Generation on a cluster.
 SCALE = ["ray[default]>=2.30"]
+# The miniature, the street photographs and the noise experiment: sources, labels, AUC.
+TESTBEDS = ["scikit-image>=0.22", "scikit-learn>=1.3", "scipy>=1.10"]
+# The documentation site (make docs).
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 
 setup(
     name="gal-d2",
@@ -42,14 +46,13 @@ setup(
         "timm>=1.0",
         "tqdm>=4.60",
         "matplotlib>=3.7",
-        "scipy>=1.10",
-        "scikit-image>=0.22",
-        "scikit-learn>=1.3",
         "tensorboard>=2.14",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", *GENERATE, *SCALE],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", *GENERATE, *SCALE, *TESTBEDS, *DOCS],
+        "docs": DOCS,
         "generate": GENERATE,
         "scale": SCALE,
+        "testbeds": TESTBEDS,
     },
 )

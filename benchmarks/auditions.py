@@ -23,8 +23,9 @@ from documents import markdown_table
 from gal_d2.copy_paste.augmentation import build_probe_augmentations
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.judging.auditions import Auditioner
-from gal_d2.judging.judge import GROUPS, build_scorer
-from gal_d2.pool.pool import open_configured_pool
+from gal_d2.judging.build_scorer import build_scorer
+from gal_d2.judging.judge import GROUPS
+from gal_d2.pool.configured import open_configured_pool
 from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
 from gal_d2.setup.setup import setup

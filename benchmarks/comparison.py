@@ -47,9 +47,10 @@ from documents import check_document, replace_tables
 
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.setup.setup import resolve_datasets
 from gal_d2.testbeds.truth import PoolTruth
 
 COMMAND = "benchmarks/comparison.py"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from comparison_runs import POINTS, Run, append_line
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import read_allow_list
+from gal_d2.pool.allow_list import read_allow_list
 from gal_d2.selection.ledger import Ledger
 from gal_d2.testbeds.truth import GOOD, PoolTruth
 

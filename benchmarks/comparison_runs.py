@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import write_allow_list
+from gal_d2.pool.allow_list import write_allow_list
 from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -52,14 +52,15 @@ from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.judging.judge import InstanceJudge
+from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.policies import ACCEPTANCE_REGISTRY, AcceptancePolicy
 from gal_d2.selection.posterior import Posterior
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 COMMAND = "benchmarks/discrimination.py"

@@ -32,9 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gal_d2.commands.score_pool import open_pool
-from gal_d2.copy_paste.mapper import CopyPasteMapper, class_scales
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.mapper import CopyPasteMapper
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import AuditionImages, sample_per_category
+from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.engine.trainer import GALTrainer
@@ -42,10 +43,13 @@ from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.model_filters import ClipImageFilter, ImageEmbedder, RealCrops
 from gal_d2.modeling.timm_weights import read_timm_weights
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool, write_allow_list
+from gal_d2.pool.allow_list import write_allow_list
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ranking import KeepRule, keep_by_category
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 
 logger = logging.getLogger("gal_d2")
 

@@ -49,10 +49,11 @@ from documents import check_document, markdown_table, replace_tables
 from scoring import fill, make_targets
 
 from gal_d2.datasets.registration import register_instances
-from gal_d2.judging.judge import InstanceJudge, decision_metrics
+from gal_d2.judging.instance_judge import InstanceJudge
+from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.modeling.roi_heads import ignoring
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/launches.py"

@@ -28,10 +28,12 @@ from detectron2.structures import BoxMode
 
 from gal_d2.copy_paste.augmentation import build_augmentations
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.real_instances import RealInstances
 from gal_d2.copy_paste.stream import seeded
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.sampler import UniformClassSampler
 
 NUM_CLASSES = 40

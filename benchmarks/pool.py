@@ -28,8 +28,9 @@ import numpy as np
 import skimage.data
 
 from gal_d2.pool.cut_out import CutOutSource, encode_rgba
-from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
+from gal_d2.pool.writer import PoolWriter
 
 CATEGORIES = 1203
 CUT_OUT_SIZE = 64

@@ -61,13 +61,13 @@ from gal_d2.copy_paste.fields import InstanceSource
 from gal_d2.datasets.registration import register_instances
 from gal_d2.distributed import is_distributed
 from gal_d2.judging.batch_judge import BatchJudge
-from gal_d2.judging.judge import InstanceJudge
+from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.scoring.gradients.directions import REAL, CacheRows
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMAND = "benchmarks/scoring.py"
@@ -338,7 +338,7 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
                 seconds[name].append(measure(lambda b=batch, n=number, v=name: step(b, n, v)))
                 if on_gpu:
                     memory[name] = torch.cuda.max_memory_allocated() / 1e6
-        known = judge.verdict.contribution.score.isfinite()
+        known = judge.judged.contribution.score.isfinite()
         if not known.all() or not np.isfinite(batch_judge.decision.cosine):
             raise RuntimeError(f"{(~known).sum()} instances have no score: nothing was measured.")
         if sizes.profile:

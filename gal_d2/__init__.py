@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from gal_d2.engine.trainer import GALTrainer
     from gal_d2.judging.attach import attach
     from gal_d2.pool.cut_out import CutOut
-    from gal_d2.pool.pool import InstancePool, PoolWriter
+    from gal_d2.pool.instance_pool import InstancePool
+    from gal_d2.pool.writer import PoolWriter
 
 __all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config", "attach"]
 
 _HOMES = {
     "CutOut": "gal_d2.pool.cut_out",
     "GALTrainer": "gal_d2.engine.trainer",
-    "InstancePool": "gal_d2.pool.pool",
-    "PoolWriter": "gal_d2.pool.pool",
+    "InstancePool": "gal_d2.pool.instance_pool",
+    "PoolWriter": "gal_d2.pool.writer",
     "add_gal_config": "gal_d2.config",
     "attach": "gal_d2.judging.attach",
 }

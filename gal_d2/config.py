@@ -136,6 +136,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.AUDITION.PERIOD = 100
 
     gal.COPY_PASTE = CfgNode()
+    # Paste cut-outs of GAL.POOL into training images.
     gal.COPY_PASTE.ENABLED = False
     # Number of pastes per image: uniform integer in [MIN_PASTES, MAX_PASTES].
     gal.COPY_PASTE.MIN_PASTES = 0
@@ -150,6 +151,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.COPY_PASTE.MAX_RELATIVE_SIZE = 0.5
     # The aspect ratio is multiplied by a factor uniform in [1 - JITTER, 1 + JITTER].
     gal.COPY_PASTE.ASPECT_JITTER = 0.2
+    # Probability that a cut-out is mirrored.
     gal.COPY_PASTE.FLIP_PROB = 0.5
     # An object that a paste occludes stays if more than MIN_VISIBLE_AREA px of it remain visible or
     # no side of its box moved by more than MAX_BOX_SHIFT px; else it is dropped.
@@ -192,6 +194,7 @@ def _add_generator_keys(gal: CfgNode) -> None:
     gal.GENERATOR.STEPS = 50
     # Classifier-free guidance scale; 0 for Turbo models.
     gal.GENERATOR.GUIDANCE = 7.5
+    # What not to draw.
     gal.GENERATOR.NEGATIVE_PROMPT = ""
     # Class name of a diffusers scheduler ("DPMSolverMultistepScheduler"); empty: the model's own.
     gal.GENERATOR.SCHEDULER = ""

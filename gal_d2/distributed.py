@@ -61,6 +61,15 @@ def gather_columns(*columns: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def all_processes(flag: bool) -> bool:
+    """Whether a flag is set in every process; a collective call."""
+    if not is_distributed():
+        return flag
+    all_set = torch.tensor(int(flag), device=collective_device())
+    dist.all_reduce(all_set, dist.ReduceOp.MIN)
+    return bool(all_set)
+
+
 def mean_over_processes(value: float | Tensor) -> float:
     """Mean of one number over the processes that have it; NaN where none does.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -26,8 +27,25 @@ def some_of(values: Iterable[object], most: int = 4) -> str:
 _OF_THE_SYSTEM = frozenset(
     {
         *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
-        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EMFILE),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EMFILE, errno.EFBIG),
     }
+)
+
+# What only the data sets for trying things out need.
+_TESTBED_PACKAGES = frozenset({"skimage", "sklearn", "scipy"})
+
+
+# What torch says where another process of the run has died, and what is to be done.
+_OF_OTHER_PROCESSES = (
+    (
+        re.compile(r"DataLoader worker .*(killed|exited)"),
+        "a process that loads images ended from outside; often the memory is too small: lower "
+        "DATALOADER.NUM_WORKERS, and go on with --resume",
+    ),
+    (
+        re.compile(r"(?i)connection (closed|reset) by peer|remote process exited|broken pipe"),
+        "another process of this run has ended: see what it said, and go on with --resume",
+    ),
 )
 
 
@@ -45,9 +63,18 @@ def sentence_of(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; see to its permissions and to room, or name another path."
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package in _TESTBED_PACKAGES:
+            return f"{package} is not installed: pip install -e '.[testbeds]' installs it."
     if isinstance(error, FloatingPointError):  # detectron2's, of the loss
         reason = " ".join(str(error).split())
         return f"{reason} Lower SOLVER.BASE_LR, or set SOLVER.CLIP_GRADIENTS.ENABLED True."
+    if isinstance(error, RuntimeError):  # of torch, which says more than this only in words
+        said = " ".join(str(error).split())
+        for pattern, sentence in _OF_OTHER_PROCESSES:
+            if pattern.search(said):
+                return f"{sentence} ({said:.120})."
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
         return (
             "the GPU's memory is too small: lower SOLVER.IMS_PER_BATCH, GAL.DATA.LSJ.IMAGE_SIZE or "

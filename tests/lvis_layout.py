@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
-from gal_d2.pool.pool import CutOutSource, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.writer import PoolWriter
 
 IMAGE_SIZE = 96
 USED_CATEGORIES = (1, 7, 500, 1203)

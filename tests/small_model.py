@@ -28,12 +28,12 @@ def train(args, kill_at: int | None = None) -> None:
     from detectron2.engine import HookBase
 
     from gal_d2.engine.trainer import GALTrainer
-    from gal_d2.judging import judge
+    from gal_d2.judging import instance_judge
     from gal_d2.selection.policies import QuantileAccept
     from gal_d2.setup.setup import setup
 
     # In a few steps, what a training does in many: partners are chosen, scores are compared.
-    judge.build_scorer = functools.partial(judge.build_scorer, partner_every=2)
+    instance_judge.build_scorer = functools.partial(instance_judge.build_scorer, partner_every=2)
     QuantileAccept.MIN_COUNT = 1
 
     class Killer(HookBase):
@@ -50,6 +50,6 @@ def train(args, kill_at: int | None = None) -> None:
 if __name__ == "__main__":  # small_model.py KILL_AT <arguments of train_net.py>
     sys.path.insert(0, str(Path(__file__).parent.parent))
     import gal_d2  # noqa: F401
-    from gal_d2.setup.setup import argument_parser
+    from gal_d2.setup.arguments import argument_parser
 
     train(argument_parser().parse_args(sys.argv[2:]), kill_at=int(sys.argv[1]))

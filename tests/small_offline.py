@@ -15,7 +15,8 @@ def configure(repository: Path, output: Path, *options: str):
     """The config of a tiny model; the working folder has ``datasets/``."""
     from small_model import FROM_SCRATCH, SMALL_MODEL
 
-    from gal_d2.setup.setup import load_config, resolve_datasets
+    from gal_d2.setup.configuration import load_config
+    from gal_d2.setup.setup import resolve_datasets
 
     config_file = str(repository / "configs/lvis_gal.yaml")
     opts = [*SMALL_MODEL, *FROM_SCRATCH, "OUTPUT_DIR", str(output), *options]
@@ -36,7 +37,8 @@ def build_model(cfg, seed: int = 0):
 
 def score(repository: Path, output: Path, kill_at: int = -1, placements: int = 2) -> None:
     """What tools/score_pool.py does; the process dies before batch ``kill_at`` is recorded."""
-    from gal_d2.commands.score_pool import OfflineOptions, score_pool
+    from gal_d2.commands.offline_options import OfflineOptions
+    from gal_d2.commands.score_pool import score_pool
     from gal_d2.selection.ledger import LedgerWriter
 
     append = LedgerWriter.append

@@ -23,6 +23,7 @@ class OutOfMemoryError(RuntimeError):
         (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), "a/b: Not a directory"),
         (FloatingPointError("Loss became infinite or NaN!\nloss_dict = {}"), "SOLVER.BASE_LR"),
+        (ModuleNotFoundError("No module", name="sklearn.metrics"), "-e '.[testbeds]'"),
         (OutOfMemoryError("CUDA out of memory"), "SOLVER.IMS_PER_BATCH"),
     ],
 )
@@ -39,7 +40,8 @@ def test_one_sentence_and_status_1(error: Exception, words: str, capsys) -> None
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("x"), KeyError("x"), OSError("no errno"), AssertionError()]
+    "error",
+    [ValueError("x"), KeyError("x"), OSError("no errno"), AssertionError(), ImportError("x")],
 )
 def test_bugs_keep_their_traceback(error: Exception) -> None:
     assert sentence_of(error) is None

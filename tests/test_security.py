@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from gal_d2.commands.rank import slug
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_instances, register_instances
 from gal_d2.errors import UserError
+from gal_d2.files.file_name import as_file_name
 from gal_d2.files.weights_file import read_checkpoint
 from gal_d2.modeling.timm_backbone import TimmBackbone
 from gal_d2.pool.importer import list_xpaste
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.ranking import RankedCutOut, save_gallery
 
@@ -170,7 +170,8 @@ def test_09_shards_are_files_of_the_pool(tmp_path):
 
 
 def test_10_category_names_lead_nowhere():
-    assert slug("../../etc/passwd") == "etc_passwd" and slug("a/b\\c") == "a_b_c"
+    assert as_file_name("../../etc/passwd") == "etc_passwd"
+    assert as_file_name("a/b\\c") == "a_b_c"
 
 
 def test_11_pages_show_text_as_text(tmp_path):

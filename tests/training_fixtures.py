@@ -14,8 +14,10 @@ from lvis_layout import USED_CATEGORIES
 from training_runs import command_line
 
 from gal_d2.engine.trainer import GALTrainer
-from gal_d2.pool.pool import CutOutSource, PoolWriter
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.writer import PoolWriter
+from gal_d2.setup.arguments import argument_parser
+from gal_d2.setup.setup import setup
 from gal_d2.testbeds.miniature.scenes import MiniatureConfig, prepare_miniature
 
 CANDIDATES_PER_CATEGORY = 10

@@ -34,7 +34,8 @@ def main(args: argparse.Namespace) -> None:
     # Here: --help and a mistyped option do not wait for torch.
     from detectron2.utils import comm
 
-    from gal_d2.commands.score_pool import OfflineOptions, open_pool, score_pool
+    from gal_d2.commands.offline_options import OfflineOptions
+    from gal_d2.commands.score_pool import open_pool, score_pool
     from gal_d2.engine.trainer import GALTrainer
     from gal_d2.setup.setup import setup
 

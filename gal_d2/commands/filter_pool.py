@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
+from gal_d2.pool.allow_list import write_allow_list
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOutSource
-from gal_d2.pool.pool import InstancePool, PoolWriter, write_allow_list
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import (
     LOSS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,21 +12,21 @@ import pyarrow.parquet
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from gal_d2.commands.score_pool import (
-    OfflineOptions,
-    open_pool,
-    score_pool,
-    scores_digest,
-)
+from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.offline_pass import scores_digest
+from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool
+from gal_d2.files.file_name import as_file_name
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import criteria, histories, names_of, rank
-from gal_d2.setup.setup import load_config, resolve_datasets, setup
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_datasets, setup
 from gal_d2.visualization.ranking import (
     RankedCutOut,
     best_and_worst,
@@ -73,19 +72,14 @@ def rank_category(args: argparse.Namespace) -> None:
         model = GALTrainer.load_model(cfg)
         # A folder for each model and set of options: a model that was trained anew is no mistake.
         folder = Path(cfg.OUTPUT_DIR) / "ranking/scores"
-        folder /= f"{slug(name)}-{scores_digest(cfg, model, options)}"
+        folder /= f"{as_file_name(name)}-{scores_digest(cfg, model, options)}"
         score_pool(cfg, model, folder, options)
     if comm.is_main_process():
         title = f"{name}: cut-outs ranked by {Path(args.config_file).stem}, {source}"
         output = args.output or Path(cfg.OUTPUT_DIR) / "ranking"
-        stem = output / slug(name)
+        stem = output / as_file_name(name)
         ledger = Ledger(folder, dataset_names(cfg.DATASETS.TRAIN[0]))
         write(ledger, pool, category_id, args.by, args.top, stem, title, args.dpi)
-
-
-def slug(name: str) -> str:
-    """A category name as a file name."""
-    return re.sub(r"\W+", "_", name).strip("_")
 
 
 def write(

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
 
 from gal_d2.copy_paste.augmentation import (
     Frame,
@@ -21,22 +18,21 @@ from gal_d2.copy_paste.augmentation import (
     locate,
 )
 from gal_d2.copy_paste.fields import NO_POOL_ID, InstanceSource
-from gal_d2.copy_paste.masks import LocalMask, to_bit_masks, to_boxes, transform_segmentations
-from gal_d2.copy_paste.paste import (
-    PasteOptions,
-    Placement,
-    paste_cutouts,
-    pick_number,
-    prepare_paste,
-)
+from gal_d2.copy_paste.objects import SceneObjects, real_objects, to_sample
+from gal_d2.copy_paste.options import PasteOptions
+from gal_d2.copy_paste.paste import paste_cutouts, pick_number
+from gal_d2.copy_paste.place import Placement, prepare_paste
 from gal_d2.copy_paste.real_instances import RealInstances
+from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.probe import ProbeImages
 from gal_d2.datasets.registration import load_metadata
-from gal_d2.datasets.statistics import CategoryStatistics, category_statistics
+from gal_d2.datasets.statistics import category_statistics
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
+from gal_d2.pool.configured import open_configured_pool
+from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.growth import GrowingPool
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool, open_configured_pool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.usable import PROBLEMS, problem_of
 from gal_d2.selection.sampler import PoolSampler, build_pool_sampler
 from gal_d2.selection.snapshots import Snapshots
@@ -45,40 +41,6 @@ logger = logging.getLogger(__name__)
 
 # The probe draws from a generator of its own: the pastes are the same with and without it.
 _PROBE_STREAM = 1
-
-
-@dataclass
-class _Objects:
-    """What is known of the objects of an image, one entry each."""
-
-    masks: list[LocalMask] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
-    sources: list[int] = field(default_factory=list)
-    pool_ids: list[int] = field(default_factory=list)
-
-    def add(self, mask: LocalMask, class_index: int, source: int, pool_id: int) -> None:
-        self.masks.append(mask)
-        self.classes.append(class_index)
-        self.sources.append(source)
-        self.pool_ids.append(pool_id)
-
-    def remaining(self, visible: Sequence[LocalMask | None]) -> _Objects:
-        """These objects with their visible masks; without those that have none."""
-        kept = _Objects()
-        rest = zip(self.classes, self.sources, self.pool_ids, strict=True)
-        for mask, others in zip(visible, rest, strict=True):
-            if mask is not None:
-                kept.add(mask, *others)
-        return kept
-
-    def to_instances(self, height: int, width: int) -> Instances:
-        instances = Instances((height, width))
-        instances.gt_boxes = to_boxes(self.masks)
-        instances.gt_classes = torch.tensor(self.classes, dtype=torch.int64)
-        instances.gt_masks = to_bit_masks(self.masks, height, width)
-        instances.instance_source = torch.tensor(self.sources, dtype=torch.int64)
-        instances.pool_id = torch.tensor(self.pool_ids, dtype=torch.int64)
-        return instances
 
 
 class CopyPasteMapper:
@@ -259,7 +221,7 @@ class CopyPasteMapper:
         counts = Counter(num_drawn=0, num_unusable=0, num_corrupt=0)
         placements, pasted = self._draw_pastes(dataset_dict, frame, counts)
         if self.return_unpasted:
-            unpasted |= _finish(image.copy() if placements else image, real)
+            unpasted |= to_sample(image.copy() if placements else image, real)
             unpasted |= dict.fromkeys(counts, 0)
         if placements:
             visible_real, visible_pasted = paste_cutouts(
@@ -267,7 +229,7 @@ class CopyPasteMapper:
             )
             pasted = pasted.remaining(visible_pasted)
             real = real.remaining(visible_real)
-        sample |= _finish(image, real, pasted)
+        sample |= to_sample(image, real, pasted)
         sample |= counts
         if self.return_unpasted:
             sample["unpasted"] = unpasted
@@ -277,7 +239,7 @@ class CopyPasteMapper:
 
     def _scene(
         self, dataset_dict: dict, augmentations: T.AugmentationList
-    ) -> tuple[dict, np.ndarray, Frame, _Objects] | None:
+    ) -> tuple[dict, np.ndarray, Frame, SceneObjects] | None:
         """The sample without image and objects; the augmented image, (H, W, 3) uint8, writeable;
         where the original is in it; its real objects. None if it cannot be read."""
         try:
@@ -295,7 +257,7 @@ class CopyPasteMapper:
         sample = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         sample.setdefault("height", original[0])
         sample.setdefault("width", original[1])
-        return sample, image, frame, _real_objects(dataset_dict, transforms, frame)
+        return sample, image, frame, real_objects(dataset_dict, transforms, frame)
 
     def _draw_probe(self, dataset_dict: dict, pasted_classes: Sequence[int]) -> list[dict]:
         """Samples of probe images of the pasted classes, if this step is one that has them."""
@@ -307,15 +269,15 @@ class CopyPasteMapper:
             scene = self._scene(record, self.probe_augmentations)
             if scene is not None and scene[3].masks:
                 sample, image, _, real = scene
-                samples.append(sample | _finish(image, real))
+                samples.append(sample | to_sample(image, real))
         return samples
 
     def _draw_pastes(
         self, dataset_dict: dict, frame: Frame, counts: Counter
-    ) -> tuple[list[Placement], _Objects]:
+    ) -> tuple[list[Placement], SceneObjects]:
         """Placements, and what they show; ``counts`` is added to."""
         placements: list[Placement] = []
-        pasted = _Objects()
+        pasted = SceneObjects()
         if not self.is_pasting:
             return placements, pasted
 
@@ -383,28 +345,6 @@ class CopyPasteMapper:
             return None
 
 
-def class_scales(statistics: Sequence[CategoryStatistics]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of sqrt(relative area) by class, over all training sets.
-
-    A class without an instance has the mean and the deviation of all instances together.
-
-    Raises:
-        UserError: there is no instance at all.
-    """
-    counts = np.stack([part.instance_count for part in statistics]).astype(np.float64)
-    if counts.sum() == 0:
-        raise UserError("DATASETS.TRAIN has no annotated objects: pastes cannot be sized.")
-    means = np.nan_to_num(np.stack([part.scale_mean for part in statistics]))
-    squares = np.nan_to_num(np.stack([part.scale_std for part in statistics])) ** 2 + means**2
-    total = counts.sum(axis=0)
-    weights = counts / np.maximum(total, 1)
-    overall = total / total.sum()
-    mean, square = (weights * means).sum(axis=0), (weights * squares).sum(axis=0)
-    is_missing = total == 0
-    mean[is_missing], square[is_missing] = overall @ mean, overall @ square
-    return mean, np.sqrt(np.maximum(square - mean**2, 0))
-
-
 def _open_pool(cfg: CfgNode) -> InstancePool:
     if not cfg.GAL.POOL.ROOT:
         raise UserError(
@@ -420,41 +360,3 @@ def _generator(dataset_dict: dict, *stream: int) -> np.random.Generator:
     if seed is None:  # outside our stream, e.g. in detectron2's own loader
         seed = np.random.randint(2**31)  # noqa: NPY002
     return np.random.default_rng([seed, *stream] if stream else seed)
-
-
-def _real_objects(dataset_dict: dict, transforms: T.Transform, frame: Frame) -> _Objects:
-    """The annotated objects of which something is left after augmentation; no crowds."""
-    annotations = [
-        annotation
-        for annotation in dataset_dict.get("annotations", ())
-        if not annotation.get("iscrowd", 0)
-    ]
-    if any(annotation.get("segmentation") is None for annotation in annotations):
-        raise UserError(
-            f"An annotation of {dataset_dict['file_name']} has no 'segmentation': training here "
-            "needs instance masks, so give every annotation polygons or an RLE."
-        )
-    masks = transform_segmentations(
-        [annotation["segmentation"] for annotation in annotations], transforms, frame.region
-    )
-    objects = _Objects()
-    for annotation, mask in zip(annotations, masks, strict=True):
-        if mask is not None:
-            objects.add(mask, int(annotation["category_id"]), InstanceSource.REAL, NO_POOL_ID)
-    return objects
-
-
-def _finish(image: np.ndarray, real: _Objects, pasted: _Objects | None = None) -> dict:
-    """The entries of a sample that the model reads."""
-    pasted = pasted or _Objects()
-    both = _Objects(
-        real.masks + pasted.masks,
-        real.classes + pasted.classes,
-        real.sources + pasted.sources,
-        real.pool_ids + pasted.pool_ids,
-    )
-    return {
-        "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
-        "instances": both.to_instances(*image.shape[:2]),
-        "num_pasted": len(pasted.masks),
-    }

@@ -15,17 +15,14 @@ from torch.utils.data import Dataset
 from gal_d2.copy_paste.augmentation import Frame, locate
 from gal_d2.copy_paste.fields import InstanceSource
 from gal_d2.copy_paste.masks import Box, LocalMask, to_bit_masks, to_boxes
-from gal_d2.copy_paste.paste import (
-    PasteOptions,
-    Placement,
-    draw_position,
-    draw_sized,
-    paste_cutouts,
-    place,
-)
+from gal_d2.copy_paste.options import PasteOptions
+from gal_d2.copy_paste.paste import paste_cutouts
+from gal_d2.copy_paste.place import Placement, draw_position, place
+from gal_d2.copy_paste.scale import draw_sized
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
-from gal_d2.pool.pool import CorruptCutOutError, InstancePool
+from gal_d2.pool.cut_out import CorruptCutOutError
+from gal_d2.pool.instance_pool import InstancePool
 
 logger = logging.getLogger(__name__)
 

@@ -8,20 +8,27 @@ looked at by NumPy, thousands at once; what looks odd there is drawn and judged 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gal_d2.datasets.object_report import Correction, ObjectReport, Unusable
+from gal_d2.datasets.polygon_shape import (
+    Fail,
+    Pending,
+    fail_segmentation,
+    floats,
+    measure,
+    name_of,
+)
 from gal_d2.datasets.segmentation import (
     SegmentationError,
     as_polygons,
     check_rle,
     draw_polygons,
     extent,
-    is_number,
     usable_polygons,
 )
 
@@ -37,15 +44,6 @@ _CHUNK = 20_000
 _CROWD = {0: 0, 1: 1, "0": 0, "1": 1, None: 0}
 _NUMBERS = {int, float}
 _FIELDS = ("id", "image_id", "category_id")
-
-Fail = Callable[[str], None]
-
-
-class Pending(NamedTuple):
-    """An annotation with flat polygons of 3 points or more, whose numbers are not checked yet."""
-
-    annotation: dict[str, Any]
-    image: dict[str, Any]
 
 
 def normalise_annotations(
@@ -88,8 +86,8 @@ def normalise_annotations(
                 annotation["iscrowd"] = _CROWD[annotation.get("iscrowd")]
             except (KeyError, TypeError):
                 fail(
-                    f"{_name(annotation)}: iscrowd is {annotation['iscrowd']!r:.40}; use 0 for an "
-                    "object and 1 for a crowd."
+                    f"{name_of(annotation)}: iscrowd is {annotation['iscrowd']!r:.40}; use 0 for "
+                    "an object and 1 for a crowd."
                 )
             reason = _take_segmentation(annotation, image, pending, report, fail)
             if reason is not None:
@@ -131,7 +129,7 @@ def _check_ids(
     except (KeyError, TypeError):
         for key in _FIELDS:
             if key not in annotation:
-                fail(f"{_name(annotation)} has no '{key}'; add the field.")
+                fail(f"{name_of(annotation)} has no '{key}'; add the field.")
         fail(
             f"annotation {annotation['id']!r:.60}: image_id "
             f"{show_id(annotation['image_id'])} is not in 'images'; add the image or remove the "
@@ -183,7 +181,7 @@ def _take_segmentation(
                 report.add_correction(Correction.POINTS, annotation["id"], image["id"])
             annotation["segmentation"] = usable
     except SegmentationError as error:
-        _fail_segmentation(annotation, error, fail)
+        fail_segmentation(annotation, error, fail)
     pending.append(Pending(annotation, image))
     return None
 
@@ -204,7 +202,7 @@ def _check_polygons(
     """Check the numbers of polygons, area and bbox; what is not plainly right is drawn."""
     if not pending:
         return
-    shape = _measure(pending, fail)
+    shape = measure(pending, fail)
     size = np.array([(image["width"], image["height"]) for _, image in pending], np.float64)
     limit = MAX_SIDES_OUT * size.max(axis=1, keepdims=True)
     far = ~((shape.low >= -limit) & (shape.high <= limit)).all(axis=1)  # true of NaN, too
@@ -213,7 +211,7 @@ def _check_polygons(
         bound = MAX_SIDES_OUT * max(image["width"], image["height"])
         value = next(v for v in chain(*annotation["segmentation"]) if not -bound <= v <= bound)
         fail(
-            f"{_name(annotation)}: a polygon has the coordinate {value!r:.40}, but the image is "
+            f"{name_of(annotation)}: a polygon has the coordinate {value!r:.40}, but the image is "
             f"{image['width']} x {image['height']} px; correct or remove the annotation."
         )
     in_unit_square = ((shape.low >= 0) & (shape.high <= 1)).all(axis=1) & (size > 2).all(axis=1)
@@ -233,90 +231,20 @@ def _check_polygons(
         try:
             rle = draw_polygons(annotation["segmentation"], image["height"], image["width"])
         except SegmentationError as error:
-            _fail_segmentation(annotation, error, fail)
+            fail_segmentation(annotation, error, fail)
         # A thin polygon's pixels can end before its points do: a box around either is right.
         box_is_right = bool(box_fits[index] and is_inside[index])
         if not _fit_to_mask(annotation, rle, report, fail, box_is_right=box_is_right):
             unusable[annotation["id"]] = Unusable.NO_PIXEL
 
 
-class _Shape(NamedTuple):
-    """Arrays by annotation: low and high (N, 2) XY bounds, area (N,) of its polygons together,
-    roundness (N,), the largest ratio of area to perimeter among them, and are_apart (N,), that
-    they cannot overlap."""
-
-    low: np.ndarray
-    high: np.ndarray
-    area: np.ndarray
-    roundness: np.ndarray
-    are_apart: np.ndarray
-
-
-def _measure(pending: Sequence[Pending], fail: Fail) -> _Shape:
-    polygons = [polygon for item in pending for polygon in item.annotation["segmentation"]]
-    points = _points(pending, polygons, fail)
-    ends = np.cumsum(np.fromiter(map(len, polygons), np.int64, len(polygons)) // 2)
-    starts = np.append(0, ends[:-1])
-    following = np.arange(1, len(points) + 1)
-    following[ends - 1] = starts
-    with np.errstate(all="ignore"):  # what is not finite is found by its bounds
-        low = np.minimum.reduceat(points, starts)
-        high = np.maximum.reduceat(points, starts)
-        step = points[following] - points
-        cross = points[:, 0] * step[:, 1] - points[:, 1] * step[:, 0]
-        area = np.abs(np.add.reduceat(cross, starts)) / 2
-        perimeter = np.add.reduceat(np.hypot(step[:, 0], step[:, 1]), starts)
-        roundness = area / np.maximum(perimeter, 1e-9)
-        count = np.fromiter((len(i.annotation["segmentation"]) for i in pending), np.int64)
-        first = np.append(0, np.cumsum(count)[:-1])
-        return _Shape(
-            np.minimum.reduceat(low, first),
-            np.maximum.reduceat(high, first),
-            np.add.reduceat(area, first),
-            np.maximum.reduceat(roundness, first),
-            _are_apart(low, high, count),
-        )
-
-
-def _are_apart(low: np.ndarray, high: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """(N,): the bounds of an annotation's polygons follow one another along x or along y.
-
-    Args:
-        low, high: (P, 2) of all polygons.
-        count: (N,) polygons of each annotation.
-    """
-    owner = np.repeat(np.arange(len(count)), count)
-    apart = np.zeros(len(count), bool)
-    for axis in (0, 1):
-        order = np.lexsort((low[:, axis], owner))
-        before, after = order[:-1], order[1:]
-        overlaps = (owner[before] == owner[after]) & ~(high[before, axis] <= low[after, axis])
-        along = np.ones(len(count), bool)
-        along[owner[after[overlaps]]] = False
-        apart |= along
-    return apart
-
-
-def _points(pending: Sequence[Pending], polygons: list[list], fail: Fail) -> np.ndarray:
-    """(P, 2) float64 of all polygons, after a look at the types of their elements."""
-    flat = list(chain.from_iterable(polygons))
-    if not set(map(type, flat)) <= _NUMBERS:
-        for annotation, _ in pending:
-            for value in chain(*annotation["segmentation"]):
-                if not is_number(value):
-                    _fail_segmentation(
-                        annotation, f"{value!r:.40} stands where a coordinate is expected", fail
-                    )
-    return _floats(flat).reshape(-1, 2)
-
-
 def _stated(pending: Sequence[Pending], fail: Fail) -> tuple[np.ndarray, np.ndarray]:
     """The areas (N,) and XYXY boxes (N, 4) that the annotations state; NaN where they do not."""
     areas = [_stated_area(item.annotation, fail) for item in pending]
     boxes = [_stated_box(item.annotation, fail) for item in pending]
-    xywh = _floats(list(chain.from_iterable(boxes))).reshape(-1, 4)
+    xywh = floats(list(chain.from_iterable(boxes))).reshape(-1, 4)
     with np.errstate(all="ignore"):
-        return _floats(areas), np.hstack((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]))
+        return floats(areas), np.hstack((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]))
 
 
 _NOWHERE = [float("nan")] * 4
@@ -328,7 +256,7 @@ def _stated_area(annotation: dict[str, Any], fail: Fail) -> float:
         return area
     if area is not None:
         fail(
-            f"{_name(annotation)}: area is {area!r:.40}; give its pixels, or leave the field out "
+            f"{name_of(annotation)}: area is {area!r:.40}; give its pixels, or leave the field out "
             "to have it computed."
         )
     return float("nan")
@@ -340,7 +268,7 @@ def _stated_box(annotation: dict[str, Any], fail: Fail) -> list[float]:
         return box
     if box is not None and box != []:
         fail(
-            f"{_name(annotation)}: bbox is {box!r:.60}; give [x, y, width, height], or leave the "
+            f"{name_of(annotation)}: bbox is {box!r:.60}; give [x, y, width, height], or leave the "
             "field out to have it computed."
         )
     return _NOWHERE
@@ -363,14 +291,14 @@ def _fit_to_mask(
     if not pixels:
         return False
     where = annotation["id"], annotation["image_id"]
-    area = _floats([_stated_area(annotation, fail)])
+    area = floats([_stated_area(annotation, fail)])
     if not (area > 0 and np.isfinite(area) and _area_agrees(area, pixels, AREA_TOLERANCE)):
         if annotation.get("area") is not None:
             report.add_correction(Correction.AREA, *where)
         annotation["area"] = pixels
     if box_is_right:
         return True
-    stated = _floats(_stated_box(annotation, fail))
+    stated = floats(_stated_box(annotation, fail))
     x, y, width, height = box
     corners = np.array([[x, y, x + width, y + height]])
     with np.errstate(all="ignore"):
@@ -408,29 +336,3 @@ def _leave_out(
     report.add_unusable(reason, annotation["id"], image_id, category_id)
     image = images[image_id]
     image["not_exhaustive_category_ids"] = [*image["not_exhaustive_category_ids"], category_id]
-
-
-def _floats(values: Sequence[float]) -> np.ndarray:
-    """float64; an int beyond its range becomes infinite."""
-    try:
-        return np.array(values, dtype=np.float64)
-    except OverflowError:
-        return np.array([_as_float(value) for value in values], dtype=np.float64)
-
-
-def _as_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def _name(annotation: dict[str, Any]) -> str:
-    return f"annotation {annotation.get('id')!r:.60} (image {annotation.get('image_id')!r:.60})"
-
-
-def _fail_segmentation(annotation: dict[str, Any], problem: object, fail: Fail) -> None:
-    fail(
-        f"{_name(annotation)}: bad segmentation ({problem}); give polygons in pixels, or an RLE of "
-        "the image's size."
-    )

@@ -14,6 +14,7 @@ import numpy as np
 from gal_d2.datasets.annotation_file import AnnotationFile, file_signature
 from gal_d2.datasets.registration import load_annotation_file, load_metadata
 from gal_d2.files.atomic_file import replacing
+from gal_d2.files.checksum import require_intact, seal_zip
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +41,6 @@ class CategoryStatistics:
     scale_std: np.ndarray
     overall_mean: float
     overall_std: float
-
-    def filled(self) -> CategoryStatistics:
-        """A copy in which classes without an instance have the overall mean and deviation."""
-        missing = self.instance_count == 0
-        return dataclasses.replace(
-            self,
-            scale_mean=np.where(missing, self.overall_mean, self.scale_mean),
-            scale_std=np.where(missing, self.overall_std, self.scale_std),
-        )
 
 
 def category_statistics(dataset_name: str) -> CategoryStatistics:
@@ -115,6 +107,7 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
 
 def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
     try:
+        require_intact(cache)
         with np.load(cache, allow_pickle=False) as stored:
             if not np.array_equal(stored["key"], key):
                 return None
@@ -135,7 +128,9 @@ def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
 
 def _write(cache: Path, key: np.ndarray, statistics: CategoryStatistics) -> None:
     try:
-        with replacing(cache) as temporary, temporary.open("wb") as file:
-            np.savez(file, key=key, **dataclasses.asdict(statistics))
+        with replacing(cache) as temporary:
+            with temporary.open("wb") as file:
+                np.savez(file, key=key, **dataclasses.asdict(statistics))
+            seal_zip(temporary)
     except OSError as error:
         logger.warning("%s cannot be written (%s); the next run computes it again", cache, error)

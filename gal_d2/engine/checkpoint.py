@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,9 @@ from torch import nn
 from gal_d2.datasets.registration import load_metadata, names_left_out
 from gal_d2.engine.resume import check_options
 from gal_d2.errors import UserError, some_of
-from gal_d2.files.weights_file import read_checkpoint
+from gal_d2.files.atomic_file import remove_temporaries, replacing
+from gal_d2.files.checksum import seal_zip
+from gal_d2.files.weights_file import DAMAGE, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ _CLASS_LAYERS = re.compile(
     r"roi_heads\.(box_predictor(\.\d+)?\.(cls_score|bbox_pred)|mask_head\.predictor)\."
 )
 _CLASSIFIER = re.compile(r"roi_heads\.box_predictor(\.\d+)?\.cls_score\.(weight|bias)")
+_OTHER_FILE = "name a .pth of this project or of detectron2, or a .pkl of its model zoo"
 # What BatchNorm counts and does not use.
 _UNUSED = "num_batches_tracked"
 
@@ -64,12 +66,40 @@ class CheckpointStore(DetectionCheckpointer):
         self.class_names = list(load_metadata(dataset_name).thing_classes)
         self.left_out = names_left_out(dataset_name)
         self._is_start = False
-        self._label = ""
+        self._label, self._remedy = "", _OTHER_FILE
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """As in detectron2, with the class names and the config."""
-        own = {CLASSES: self.class_names, LEFT_OUT: self.left_out, CONFIG: self.cfg.dump()}
-        super().save(name, **own, **kwargs)
+        """As in detectron2, with the class names and the config; appears as a whole or not at all.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written to; the checkpoint before
+                stays the last.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        state = {"model": self.model.state_dict()}
+        state |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        state |= {CLASSES: self.class_names, LEFT_OUT: self.left_out, CONFIG: self.cfg.dump()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {path}")
+        try:
+            remove_temporaries(self.save_dir, ".pth")
+            with replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save({**state, **kwargs}, file)
+                seal_zip(temporary)
+            self.tag_last_checkpoint(path.name)
+        except (OSError, RuntimeError) as error:  # torch's writer hides what the system said
+            raise UserError(
+                f"The checkpoint {path} cannot be written ({_reason(error)}): free some space or "
+                "set OUTPUT_DIR to a place that you can write to, and go on with --resume from the "
+                "checkpoint before."
+            ) from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As in detectron2; a kill leaves the old name or the new one."""
+        with replacing(Path(self.save_dir) / "last_checkpoint") as temporary:
+            temporary.write_text(last_filename_basename)
 
     def load_start(self, path: str) -> None:
         """Load what fits of the weights that a training starts from; "" leaves them random.
@@ -119,6 +149,13 @@ class CheckpointStore(DetectionCheckpointer):
                 "another OUTPUT_DIR."
             )
         self._is_start, self._label = False, f"the checkpoint {path}"
+        others = sorted(file.name for file in Path(path).parent.glob("model_*.pth"))
+        others = [name for name in others if name != Path(path).name]
+        if others:
+            self._remedy = (
+                f"to go on from an earlier one, write its name into {Path(path).parent}/"
+                f"last_checkpoint (there are {some_of(reversed(others))})"
+            )
         self.load(path, checkpointables=None if checkpointables is None else list(checkpointables))
 
     # -- detectron2's steps
@@ -131,14 +168,10 @@ class CheckpointStore(DetectionCheckpointer):
                 isinstance(value, np.ndarray | torch.Tensor) for value in weights.values()
             ):
                 raise ValueError("it holds other things than arrays")
-        except (
-            *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError),
-            *(ValueError, KeyError, TypeError, IndexError, AssertionError, ImportError),
-        ) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except DAMAGE as error:
             raise UserError(
-                f"{self._label} is no checkpoint that can be read ({reason:.200}): name a .pth of "
-                "this project or of detectron2, or a .pkl of its model zoo."
+                f"{self._label} is no checkpoint that can be read ({_reason(error)}): "
+                f"{self._remedy}."
             ) from error
         return checkpoint
 
@@ -305,6 +338,12 @@ def local_weights(path: str, key: str = _WEIGHTS_KEY) -> str:
             "MODEL.BACKBONE.FREEZE_AT 0 and MODEL.RESNETS.NORM BN)."
         ) from error
     return local
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return f"{said.splitlines()[0]:.200}"
 
 
 def _difference(theirs: Sequence[str], ours: Sequence[str], dataset_name: str) -> str:

@@ -15,6 +15,8 @@ class ModelEMA:
     """Running average of all floating point parameters and buffers; others are copied.
 
     It is a checkpointable of its own ("ema"), so the checkpoint's "model" stays the trained one.
+    torch's ``AveragedModel`` would copy the whole module, and with it the judge that its heads ask,
+    and have the average under names of its own, which no checkpoint so far has.
 
     Args:
         model: the model to follow; it may be wrapped in DistributedDataParallel.

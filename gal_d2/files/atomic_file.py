@@ -38,6 +38,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     sync(path.parent)
 
 
+def remove_temporaries(folder: str | os.PathLike, suffix: str) -> None:
+    """Delete what killed writers of files ``*suffix`` left; nobody else may be writing there."""
+    for path in Path(folder).glob(f".*{suffix}.*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def sync(path: str | os.PathLike) -> None:
     """Make a file's content, or the names in a folder, survive a power cut, where the system can.
 

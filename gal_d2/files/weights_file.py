@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from gal_d2.files.checksum import require_intact
+
 _UNUSED = "num_batches_tracked"  # of batch normalisation
 _ARRAYS = frozenset(
     {
@@ -34,6 +36,13 @@ _ARRAYS = frozenset(
 )
 
 
+# What reading a broken file raises.
+DAMAGE = (
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError, AttributeError, ValueError),
+    *(KeyError, TypeError, IndexError, AssertionError, ImportError),
+)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAYS:
@@ -41,6 +50,16 @@ class _ArrayUnpickler(pickle.Unpickler):
                 f"it asks for {module}.{name}, and only arrays are read from a .pkl"
             )
         return super().find_class(module, name)
+
+
+def read_state(path: str | Path) -> Any:
+    """What a file of torch's holds, on the CPU; compared with its checksum where it has one.
+
+    Raises:
+        DAMAGE: the file is broken, or holds other things than tensors and plain containers.
+    """
+    require_intact(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -57,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".pkl":
         with path.open("rb") as file:
             return _from_zoo(_ArrayUnpickler(file, encoding="latin1").load())
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = read_state(path)
     if path.suffix == ".pyth":  # of pycls
         weights = {k: v for k, v in loaded["model_state"].items() if not k.endswith(_UNUSED)}
         return {"model": weights, "__author__": "pycls", "matching_heuristics": True}

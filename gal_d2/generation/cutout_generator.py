@@ -18,7 +18,7 @@ from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, GeneratedImage, GenerationRequest
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOutSource
 from gal_d2.pool.importer import ImageFile, has_alpha, list_folder
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
 from gal_d2.pool.usable import OPAQUE, problem_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from gal_d2.copy_paste.masks import FOREGROUND_ALPHA
 from gal_d2.pool.cut_out import crop_to_alpha
+from gal_d2.pool.usable import FOREGROUND_ALPHA
 
 _EDGE = 2  # width of an object's soft edge, in pixels
 

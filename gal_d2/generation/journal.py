@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from gal_d2.generation.generator import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
+_CHECKSUM = '{"checksum": "%08x", '
+_START = len(_CHECKSUM % 0)
 # In the pool's folder, whose readers look at *.arrow only.
 FOLDER = "journal"
 
@@ -115,10 +118,11 @@ class Journal:
                 stem = f"{time.time_ns():019d}-{os.getpid()}-{secrets.token_hex(4)}"
                 self._path = self.folder / f"{stem}.jsonl"
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(_with_checksum(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
+            self._path = None  # what comes next is not to stand behind half a line
             raise UserError(
                 f"the journal of the instance pool, {self.folder}, cannot be written to "
                 f"({error.strerror or error}); make room there and run again"
@@ -128,7 +132,7 @@ class Journal:
 
     def _read(self, path: Path) -> None:
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 for number, line in enumerate(file, start=1):
                     self._read_line(path, number, line)
         except OSError as error:
@@ -136,7 +140,7 @@ class Journal:
 
     def _read_line(self, path: Path, number: int, line: str) -> None:
         try:
-            content = json.loads(line)
+            content = json.loads(_without_checksum(line))
             if content["recipe"] != self.recipe:
                 self.others += len(content["outcomes"])
                 return
@@ -144,8 +148,8 @@ class Journal:
             for entry in content["outcomes"]:
                 self._remember(entry)
         except (ValueError, KeyError, TypeError) as error:
-            # The last line of a killed process: what it spoke of is drawn again.
-            logger.warning("%s, line %d is incomplete and skipped (%r)", path, number, error)
+            # The last line of a killed process, or a damaged one: what it spoke of is drawn again.
+            logger.warning("%s, line %d is damaged and skipped (%r)", path, number, error)
             return
         # Entries of earlier releases keep no names; their prompts are compared in any case.
         require_same(
@@ -169,6 +173,26 @@ def recipe_of(settings: object) -> str:
     """A short name of settings (anything that JSON can hold): equal settings, equal name."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _with_checksum(line: str) -> str:
+    """A JSON object's text with the checksum of that text as its first field."""
+    return _CHECKSUM % zlib.crc32(line.encode()) + line[1:]
+
+
+def _without_checksum(line: str) -> str:
+    """The text that the checksum is of; as it is where there is none, as in earlier releases.
+
+    Raises:
+        ValueError: it is another text.
+    """
+    line = line.removesuffix("\n")
+    if not line.startswith(_CHECKSUM[:12]):
+        return line
+    text = "{" + line[_START:]
+    if line[:_START] != _CHECKSUM % zlib.crc32(text.encode()):
+        raise ValueError("its checksum does not fit")
+    return text
 
 
 def _fingerprint(prompt: str, seed: int) -> str:

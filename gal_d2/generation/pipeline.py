@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 
-from gal_d2.copy_paste.masks import FOREGROUND_ALPHA
 from gal_d2.generation.cutting import clean_mask, cut_out, on_white
 from gal_d2.generation.filters import Candidate, InstanceFilter
 from gal_d2.generation.generator import (
@@ -27,8 +26,9 @@ from gal_d2.generation.generator import (
 from gal_d2.generation.journal import DropStatistics, Journal, Outcome
 from gal_d2.generation.prompts import PHOTO_TEMPLATE
 from gal_d2.pool.cut_out import CutOutSource, encode_rgba
-from gal_d2.pool.pool import InstancePool, PoolWriter
-from gal_d2.pool.usable import BLANK, is_one_color, problem_of
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.usable import BLANK, FOREGROUND_ALPHA, is_one_color, problem_of
+from gal_d2.pool.writer import PoolWriter
 
 logger = logging.getLogger(__name__)
 

@@ -46,7 +46,7 @@ from gal_d2.interleaving.generator_worker import (
     ProcessWorker,
 )
 from gal_d2.judging.judge import Judge
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger
@@ -321,7 +321,7 @@ class InterleaveHook(HookBase):
 
     def after_step(self) -> None:
         if self.judge is not None:
-            self.note(self.judge.verdict.contribution, self.judge.verdict.decision)
+            self.note(self.judge.judged.contribution, self.judge.judged.decision)
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter
         is_due = done % self.period == 0

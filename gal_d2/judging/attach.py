@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.errors import UserError
 from gal_d2.judging.batch_judge import BatchJudge
-from gal_d2.judging.judge import InstanceJudge, Judge
+from gal_d2.judging.instance_judge import InstanceJudge
+from gal_d2.judging.judge import Judge
 from gal_d2.modeling.roi_heads import let_ask
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.rehearsal import SIDE, rehearse

@@ -22,15 +22,15 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from gal_d2.copy_paste.mapper import class_scales
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import AuditionImages
+from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.errors import UserError
-from gal_d2.judging.judge import InstanceJudge
+from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.modeling.frozen import frozen_model
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.selection.decision import Decision

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gal_d2.errors import UserError
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
-AskJudge = Callable[[Mapping[str, Tensor], Sequence[Instances]], Sequence[Tensor] | None]
+TargetFilter = Callable[[Mapping[str, Tensor], Sequence[Instances]], Sequence[Tensor] | None]
 """(feature maps, targets) -> per image (N,) bool on the CPU: True for a target that must not train
 the heads. None: there is none."""
 
@@ -63,7 +63,7 @@ class JudgedROIHeads:
         judge: asked once per training step; None accepts everything.
     """
 
-    judge: AskJudge | None = None
+    judge: TargetFilter | None = None
     # Some target of this forward pass has the class IGNORED.
     _ignores = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.snapshots import Snapshots
 
 # Of the source, in the trainer's snapshots, that says which shards samples may draw from.

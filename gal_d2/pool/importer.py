@@ -23,8 +23,9 @@ from gal_d2.datasets.category_names import CategoryNames, read_json
 from gal_d2.datasets.image_paths import leaves_folder
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import ALPHA_MODES, CutOutSource, crop_to_alpha, encode_rgba
-from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.usable import PROBLEMS, is_sliver, problem_of
+from gal_d2.pool.writer import PoolWriter
 
 logger = logging.getLogger(__name__)
 

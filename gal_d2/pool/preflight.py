@@ -9,7 +9,7 @@ import numpy as np
 
 from gal_d2.errors import UserError, some_of
 from gal_d2.pool.cut_out import CorruptCutOutError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.usable import UsableCount
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import bisect
 import errno
+import json
 import mmap
 import os
 import secrets
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,6 +54,10 @@ SCHEMA = pa.schema(
 )
 METADATA_COLUMNS = tuple(name for name in SCHEMA.names if name != "image")
 _INDEX_FIELDS = [0, 1]
+# Of a record batch: a JSON object, by column the CRC-32 of its values. Rows as a whole are compared
+# with their ids, which are hashes; these are the columns that the hashes do not cover.
+_CHECKSUMS = "gal_d2.crc32"
+_CHECKED = ("height", "width", "origin", "scores")
 # Not a fault of the file: the caller must hear of it.
 _SYSTEM_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -79,7 +85,9 @@ class ShardWriter:
 
     def write(self, rows: list[dict]) -> None:
         """Append ``rows`` (dicts by the names in ``SCHEMA``) as one record batch."""
-        self._writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=self._schema))
+        batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
+        checksums = {name: _checksum(batch.column(name)) for name in _CHECKED}
+        self._writer.write_batch(batch, custom_metadata={_CHECKSUMS: json.dumps(checksums)})
 
     def seal(self) -> Path:
         """Write the footer, force everything to disk and rename the file into place."""
@@ -215,9 +223,12 @@ def read_metadata(path: Path, columns: list[str], rows: np.ndarray) -> pa.Table:
     with _as_corrupt_shard():
         fields = sorted(SCHEMA.get_field_index(name) for name in columns)
         reader = _open(path, fields)
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        for batch in batches:
+        batches = []
+        for number in range(reader.num_record_batches):
+            batch, custom = reader.get_batch_with_custom_metadata(number)
             batch.validate(full=True)
+            _require_intact(batch, custom)
+            batches.append(batch)
         schema = pa.schema([SCHEMA.field(i) for i in fields])
         return pa.Table.from_batches(batches, schema).take(pa.array(rows)).select(columns)
 
@@ -253,6 +264,18 @@ def _open(path: Path, fields: list[int] | None) -> pa.RecordBatchFileReader:
             f"its columns are {_columns(reader.schema)}, not {_columns(expected)}"
         )
     return reader
+
+
+def _checksum(column: pa.Array) -> int:
+    """CRC-32 of a column's values, however they lie in memory."""
+    return zlib.crc32(repr(column.to_pylist()).encode())
+
+
+def _require_intact(batch: pa.RecordBatch, custom: pa.KeyValueMetadata | None) -> None:
+    """Compare the columns of a batch with their checksums; earlier releases have none."""
+    for name, checksum in json.loads((custom or {}).get(_CHECKSUMS.encode(), b"{}")).items():
+        if name in batch.schema.names and _checksum(batch.column(name)) != checksum:
+            raise CorruptShardError(f"its column {name} was changed after it was written")
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -54,6 +54,29 @@ def value_of(quality: np.ndarray, weights: np.ndarray, ceilings: np.ndarray) -> 
     return (np.minimum(quality, ceilings) * weights).sum(-1)
 
 
+def separation(value: np.ndarray, std: np.ndarray) -> float:
+    """How far cut-outs are told apart: the known share of the variance of their values.
+
+    By the law of total variance a value varies by what is expected of the cut-outs, Var(value), and
+    by what is not known of each, E[std^2].
+
+    Args:
+        value: (N,) expected values.
+        std: (N,) their standard deviations.
+
+    Returns:
+        In [0, 1]; 0 where nothing is known, 1 where each value is known. NaN for fewer than two.
+
+    Example:
+        >>> separation(np.array([-1.0, 1.0]), np.array([0.5, 0.5]))
+        0.8
+    """
+    if len(value) < 2:
+        return float("nan")
+    known, unknown = float(np.var(value)), float(np.mean(np.square(std)))
+    return known / (known + unknown) if known + unknown > 0 else float("nan")
+
+
 def choose_from_best(value: np.ndarray, best: int, rng: np.random.Generator) -> np.ndarray:
     """For each of N rows, one of its ``best`` highest values, uniformly: (N,) column numbers.
 

@@ -1,9 +1,10 @@
 """Every score and decision of a training, in append-only Parquet shards, and a reader of them.
 
-Each process writes files of its own, ``<first step>-<last step>-r<rank>-<number>.parquet``, none of
-which holds a step outside the range in its name. A shard appears complete (written beside, then
-renamed) or not at all. A training that resumes at step S calls :meth:`LedgerWriter.resume`, which
-takes back what an interrupted run had written from S on, so that no decision is in there twice.
+Each process writes files of its own, ``<first step>-<last step>-r<rank>-<number>-<CRC-32 of the
+file>.parquet``, none of which holds a step outside the range in its name. (Those of earlier
+releases have no checksum.) A shard appears complete (written beside, then renamed) or not at all.
+A training that resumes at step S calls :meth:`LedgerWriter.resume`, which takes back what an
+interrupted run had written from S on, so that no decision is in there twice.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 from gal_d2.datasets.category_identity import Renumbering
 from gal_d2.errors import UserError
 from gal_d2.files.atomic_file import TEMPORARY, replacing, sync
+from gal_d2.files.checksum import DamagedFileError, crc32_of
 from gal_d2.selection.ledger_names import ids_of_now, keep_names, require_ledger_names
 
 if TYPE_CHECKING:
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SHARD_NAME = re.compile(r"(\d+)-(\d+)-r(\d+)-(\d+)\.parquet")
-_DAMAGE = (OSError, pa.ArrowException, EOFError)
+_SHARD_NAME = re.compile(r"(\d+)-(\d+)-r(\d+)-(\d+)(?:-([0-9a-f]{8}))?\.parquet")
+_DAMAGE = (OSError, pa.ArrowException, EOFError, DamagedFileError)
 _MERGE_ROWS = 2_000_000  # rows of partial aggregates held before they are merged
 
 
@@ -45,25 +48,49 @@ class _Shard(NamedTuple):
     last_step: int
     rank: int
     number: int
+    checksum: int | None = None
 
+    @classmethod
+    def at(cls, path: Path) -> _Shard | None:
+        """From the name of a file; None where it is no shard's."""
+        match = _SHARD_NAME.fullmatch(path.name)
+        if match is None:
+            return None
+        *numbers, checksum = match.groups()
+        return cls(path, *map(int, numbers), None if checksum is None else int(checksum, 16))
 
-def _shard_path(root: Path, first_step: int, last_step: int, rank: int, number: int) -> Path:
-    return root / f"{first_step:09d}-{last_step:09d}-r{rank:04d}-{number:06d}.parquet"
+    def named(self) -> Path:
+        """Where it belongs."""
+        checksum = "" if self.checksum is None else f"-{self.checksum:08x}"
+        steps = f"{self.first_step:09d}-{self.last_step:09d}"
+        name = f"{steps}-r{self.rank:04d}-{self.number:06d}{checksum}.parquet"
+        return self.path.parent / name
 
+    def require_intact(self) -> None:
+        """Compare the file with its checksum.
 
-def _parse(path: Path) -> _Shard | None:
-    match = _SHARD_NAME.fullmatch(path.name)
-    return _Shard(path, *map(int, match.groups())) if match else None
+        Raises:
+            DamagedFileError: it is another one.
+        """
+        if self.checksum is not None and crc32_of(self.path) != self.checksum:
+            raise DamagedFileError("its checksum does not fit: it was changed after it was written")
 
 
 def _list_shards(root: Path) -> list[_Shard]:
-    shards = [_parse(path) for path in sorted(root.iterdir())]
+    shards = [_Shard.at(path) for path in sorted(root.iterdir())]
     return [shard for shard in shards if shard is not None]
 
 
-def _write_atomically(table: pa.Table, path: Path) -> None:
+def _encoded(table: pa.Table) -> pa.Buffer:
+    """The content of a shard's file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
+
+
+def _write_atomically(content: pa.Buffer, path: Path) -> None:
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        temporary.write_bytes(content)
 
 
 def _read(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -169,7 +196,7 @@ class LedgerWriter:
     def _remove_temporaries(self) -> None:
         for path in self.root.iterdir():
             match = TEMPORARY.fullmatch(path.name)
-            shard = _parse(Path(match["name"])) if match else None
+            shard = _Shard.at(Path(match["name"])) if match else None
             if shard is not None and self._owns(shard):
                 path.unlink()
 
@@ -211,18 +238,20 @@ class LedgerWriter:
 
     @staticmethod
     def _truncate(shard: _Shard, step: int) -> int:
+        shard.require_intact()
         table = _read(shard.path)
         kept = table.filter(pc.less(table["step"], step))
         if kept.num_rows == 0:
             shard.path.unlink()
         elif kept.num_rows < table.num_rows:
-            # In place first: at no point are there two files with the same rows.
-            _write_atomically(kept, shard.path)
-            last_step = pc.max(kept["step"]).as_py()
-            name = _shard_path(
-                shard.path.parent, shard.first_step, last_step, shard.rank, shard.number
-            )
-            os.rename(shard.path, name)
+            # In place, under a name without checksum: at no point are there two files with the same
+            # rows, or one with another's checksum.
+            content = _encoded(kept)
+            path = shard._replace(checksum=None).named()
+            os.rename(shard.path, path)
+            _write_atomically(content, path)
+            last_step, checksum = pc.max(kept["step"]).as_py(), zlib.crc32(content)
+            os.rename(path, shard._replace(last_step=last_step, checksum=checksum).named())
         return table.num_rows - kept.num_rows
 
     def append(
@@ -300,11 +329,13 @@ class LedgerWriter:
         arrays = {name: _to_arrow(name, values) for name, values in columns.items()}
         arrays["policy"] = pa.array(self._policies).take(arrays["policy"])
         arrays["frequency"] = pa.array(self._category_frequency).take(arrays["gt_class"])
-        path = _shard_path(
-            self.root, int(steps.min()), int(steps.max()), self.rank, self._next_number
-        )
+        content = _encoded(keep_names(pa.table(arrays), self._names))
+        range_ = int(steps.min()), int(steps.max())
+        checksum = zlib.crc32(content)
+        shard = _Shard(self.root / "new", *range_, self.rank, self._next_number, checksum)
+        path = shard.named()
         try:
-            _write_atomically(keep_names(pa.table(arrays), self._names), path)
+            _write_atomically(content, path)
         except OSError as error:
             raise UserError(
                 f"The ledger shard {path} cannot be written ({error.strerror or error}): free some "
@@ -344,6 +375,7 @@ class Ledger:
         names: dict[str, None] = {}
         for shard in _list_shards(self.root) if self.root.is_dir() else []:
             try:
+                shard.require_intact()
                 with pq.ParquetFile(shard.path) as file:
                     self.num_rows += file.metadata.num_rows
                     names |= dict.fromkeys(file.schema_arrow.names)

@@ -135,6 +135,28 @@ class PosteriorView:
             mean[is_known] = self._mean[place[is_known]]
         return posterior_moments(weight, mean, self._step, self._prior_count)
 
+    @property
+    def pool_ids(self) -> np.ndarray:
+        """(n,) int64, ascending: the cut-outs of which something is known."""
+        return self._ids.copy()
+
+    def values(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Expected values of cut-outs and their standard deviations.
+
+        The deviations leave out that a signal counts up to its ceiling only.
+
+        Args:
+            pool_ids: int64, any shape.
+
+        Returns:
+            Two float arrays of that shape.
+        """
+        mean, std = self.moments(pool_ids)
+        return (
+            value_of(mean, self._weights, self._ceilings),
+            np.sqrt(np.square(std * self._weights).sum(-1)),
+        )
+
     def draw_values(
         self, pool_ids: np.ndarray, temperature: float, rng: np.random.Generator
     ) -> np.ndarray:

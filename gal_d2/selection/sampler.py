@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from gal_d2.errors import UserError, some_of
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.draw import choose_from_best
 from gal_d2.selection.posterior_view import PosteriorView
 from gal_d2.selection.snapshots import Snapshots
@@ -24,7 +24,7 @@ POOL_SAMPLER_REGISTRY.__doc__ = """
 Functions ``(cfg, pool, category_ids) -> PoolSampler``, by the value of ``GAL.POOL.SAMPLER``.
 
 - cfg: the whole config.
-- pool: the :class:`gal_d2.pool.pool.InstancePool` that is sampled from.
+- pool: the :class:`gal_d2.pool.instance_pool.InstancePool` that is sampled from.
 - category_ids: ids (as in the JSON) of the categories of the training set.
 """
 

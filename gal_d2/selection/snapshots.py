@@ -9,10 +9,10 @@ changes for the samples at fixed steps only. With PERIOD p and LAG l (``GAL.SNAP
 whichever process makes them, and however early. Snapshots are files under
 ``OUTPUT_DIR/snapshots``, so that a resumed run finds those that its next samples need.
 
-Use. Whoever has state adds a source in ``GALTrainer.build_snapshot_sources``, a function that gives
-named arrays (:mod:`gal_d2.engine.snapshot_hook`). Whoever makes samples has a
-``Snapshots.from_config(cfg)`` and asks it with the ``"sample_step"`` that the stream puts into each
-dataset dict, which a pool sampler gets as ``step``::
+Use. Whoever has state adds a source in :func:`gal_d2.engine.build_hooks.build_snapshot_sources`, a
+function that gives named arrays (:mod:`gal_d2.engine.snapshot_hook`). Whoever makes
+samples has a ``Snapshots.from_config(cfg)`` and asks it with the ``"sample_step"`` that the stream
+puts into each dataset dict, which a pool sampler gets as ``step``::
 
     sources["pool"] = lambda: {"shards": np.array(shard_names(root))}  # in the trainer
     shards = snapshots.at(step)["pool.shards"]  # in a mapper or sampler
@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from gal_d2.errors import UserError
-from gal_d2.files.atomic_file import replacing
+from gal_d2.files.atomic_file import remove_temporaries, replacing
+from gal_d2.files.checksum import require_intact, seal_zip
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +122,10 @@ class Snapshots:
         if number == 0 and not path.exists():
             return {}
         try:
+            require_intact(path)
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"The snapshot {path}, which the samples of steps from {number * self.period} on "
                 f"need, cannot be read ({error}): resume in the OUTPUT_DIR that the checkpoint was "
@@ -140,8 +143,10 @@ class Snapshots:
         path = self.path(number)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)
+            with replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+                seal_zip(temporary)
         except OSError as error:
             raise UserError(
                 f"The snapshot {path} cannot be written ({error.strerror or error}): free some "
@@ -155,6 +160,7 @@ class Snapshots:
             Numbers of the snapshots that steps from ``step`` on need before the next one is due,
             but that are not there.
         """
+        remove_temporaries(self.folder, ".npz")
         for number in self.numbers():
             if step == 0 or number * self.period > step:
                 self.path(number).unlink(missing_ok=True)

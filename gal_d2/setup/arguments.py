@@ -59,7 +59,7 @@ def argument_parser(epilog: str | None = None, *, trains: bool = False) -> argpa
 
 
 def add_scoring_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of :class:`gal_d2.commands.score_pool.OfflineOptions`, with its defaults."""
+    """The options of :class:`gal_d2.commands.offline_options.OfflineOptions`, with its defaults."""
     parser.add_argument(
         "--category",
         action="append",

@@ -79,8 +79,14 @@ def launch(
 
         try:
             mp.spawn(_cpu_worker, worker_args, nprocs=num_cpu_processes)
-        except mp.ProcessExitedException as error:  # a process has already said why
-            sys.exit(error.exit_code)
+        except mp.ProcessExitedException as error:
+            if error.signal_name is None:  # the process has already said why
+                sys.exit(error.exit_code)
+            raise UserError(
+                f"process {error.error_index} of this run was ended from outside "
+                f"({error.signal_name}), and the others with it; often the memory is too small: go "
+                "on with --resume."
+            ) from error
     else:
         run_tool(main, *args)
 

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gal_d2.errors import UserError, some_of
+from gal_d2.files.folder_lock import locked
 from gal_d2.setup.start_checks import check_evaluation_sets, load_training_dicts
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ _WRITTEN = (
     *("last_checkpoint", "model_*.pth", "ledger", "auditions", "snapshots", "decisions"),
     *("inference", "metrics.json", "events.out.tfevents.*", "config.yaml", "log.txt*"),
 )
+_HELD = contextlib.ExitStack()  # by this process, to its end
 
 
 def earlier_results(folder: str | Path) -> list[Path]:
@@ -93,12 +95,13 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
         overwrite: what is there is moved aside.
 
     Raises:
-        UserError: there are results of an earlier training, and neither is said; or both are; or
-            the data cannot train.
+        UserError: another process is training there; there are results of an earlier training, and
+            neither is said; or both are; or the data cannot train.
     """
     message, target = None, None
     if comm.is_main_process():
         try:
+            _hold(Path(cfg.OUTPUT_DIR))
             if resume and overwrite:
                 raise UserError("--resume goes on with what --overwrite moves aside: give one.")
             if overwrite:
@@ -117,6 +120,24 @@ def claim(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     if target is not None:
         # Not through a logger: none is set up before the folder is claimed.
         print(f"--overwrite: what an earlier training wrote to {cfg.OUTPUT_DIR} is in {target} now")
+
+
+def _hold(folder: Path) -> None:
+    """Keep other trainings out of a folder until this process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _HELD.enter_context(
+            locked(
+                folder,
+                f"another training is writing to OUTPUT_DIR '{folder}': wait for its end, or set "
+                "another OUTPUT_DIR",
+            )
+        )
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR '{folder}' cannot be written to ({error.strerror}): set it to a place "
+            "that you can write to."
+        ) from error
 
 
 @contextlib.contextmanager

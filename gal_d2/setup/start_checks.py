@@ -8,11 +8,12 @@ from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
+from gal_d2.datasets.annotation_file import DatasetNotFoundError
 from gal_d2.datasets.check import check_evaluation_set, check_training_set
-from gal_d2.datasets.registration import DatasetNotFoundError, load_metadata, require_dataset
+from gal_d2.datasets.registration import load_metadata, require_dataset
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool, warn_of_classes_without_objects
 
 logger = logging.getLogger(__name__)

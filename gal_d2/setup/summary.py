@@ -12,7 +12,7 @@ from detectron2.utils import comm
 
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.datasets.statistics import category_statistics
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 # What a training leaves in OUTPUT_DIR, and what it is for.
 RESULTS = (

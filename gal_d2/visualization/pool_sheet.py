@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from gal_d2.datasets.annotation_file import Category
+from gal_d2.files.file_name import as_file_name
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.visualization.contact_sheet import save_png, tile
 
 _CELL = 128
@@ -48,8 +49,8 @@ def write_pool_sheets(
             continue
         title = f"{category.name}: {len(pictures)} of {len(ids):,} cut-outs"
         sheet = tile(pictures, columns=8, title=title, captions=captions)
-        name = "".join(c if c.isalnum() or c in "-_()" else "_" for c in category.name)
-        paths.append(save_png(sheet, Path(folder) / f"{category.id:04d}_{name}.png"))
+        file_name = f"{category.id:04d}_{as_file_name(category.name)}.png"
+        paths.append(save_png(sheet, Path(folder) / file_name))
     return paths
 
 

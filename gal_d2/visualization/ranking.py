@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from gal_d2.copy_paste.paste import crop_to_foreground
+from gal_d2.copy_paste.resize import crop_to_foreground
+from gal_d2.visualization import page_pictures
 
 NEUTRAL = 232  # grey that neither light nor dark objects vanish on
 _GOOD, _BAD = "#1e8c46", "#d62828"
@@ -189,7 +187,7 @@ def save_gallery(
 def _row(cut_out: RankedCutOut, thumbnail: int) -> str:
     cells = [
         _number(cut_out.rank, "d"),
-        f"<td class=c>{_thumbnail(cut_out.rgba, thumbnail)}</td>",
+        f"<td class=c>{page_pictures.thumbnail(cut_out.rgba, thumbnail)}</td>",
         _number(cut_out.value),
         *(
             _number(value, "d" if isinstance(value, int) else "+.3f")
@@ -208,36 +206,15 @@ def _number(value: float | None, how: str = "+.3f") -> str:
     return f'<td class=n data-k="{value!r}">{value:{how}}</td>'
 
 
-def _thumbnail(rgba: np.ndarray | None, size: int) -> str:
-    if rgba is None:
-        return "unreadable"
-    cropped, foreground = crop_to_foreground(rgba)
-    picture = Image.fromarray(np.ascontiguousarray(cropped if foreground else rgba))
-    picture.thumbnail((size, size))
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
-    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img src="data:image/webp;base64,{encoded}" alt="">'
-
-
 def _history(exposures: Sequence[tuple[int, float | None, bool]]) -> str:
     """A dot for each exposure: time to the right, score upwards; green accepted, red rejected."""
-    known = [(step, score, accept) for step, score, accept in exposures if score is not None]
-    if not known:
-        return ""
-    width, height, margin = 120, 34, 4
-    first, last = exposures[0][0], exposures[-1][0]
-    low, high = min(k[1] for k in known), max(k[1] for k in known)
-    dots = []
-    for step, score, accept in known:
-        x = margin + (width - 2 * margin) * (step - first) / max(last - first, 1)
-        y = height - margin - (height - 2 * margin) * (score - low) / max(high - low, 1e-9)
-        what = "accepted" if accept else "rejected"
-        dots.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_GOOD if accept else _BAD}">'
-            f"<title>step {step}: {score:+.3f}, {what}</title></circle>"
-        )
-    return f'<svg width="{width}" height="{height}">{"".join(dots)}</svg>'
+    return page_pictures.dots(
+        [
+            (step, score, *((_GOOD, "accepted") if accept else (_BAD, "rejected")))
+            for step, score, accept in exposures
+            if score is not None
+        ]
+    )
 
 
 _PAGE = """<!DOCTYPE html>

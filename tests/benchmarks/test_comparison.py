@@ -21,8 +21,9 @@ from documents import END, begin
 
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import read_allow_list, write_allow_list
-from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.pool.allow_list import read_allow_list, write_allow_list
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_datasets
 from gal_d2.testbeds.truth import PoolTruth
 
 KNOWN = comparison.conditions(rate=0.27)

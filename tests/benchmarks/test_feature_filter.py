@@ -12,7 +12,8 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from gal_d2.errors import UserError
-from gal_d2.setup.setup import load_config, resolve_datasets
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_datasets
 from gal_d2.testbeds.truth import PoolTruth
 
 

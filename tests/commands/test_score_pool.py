@@ -17,15 +17,14 @@ import small_offline
 import torch
 from small_offline import build_model, configure
 
-from gal_d2.commands.score_pool import (
-    OfflineOptions,
-    open_pool,
-    resolve_categories,
-    score_pool,
-    scored_placements,
-)
+from gal_d2.commands.offline_options import OfflineOptions, resolve_categories
+from gal_d2.commands.offline_pass import scored_placements
+from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter, write_allow_list
+from gal_d2.pool.allow_list import write_allow_list
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.ledger import Ledger
 from gal_d2.setup.launch import launch
 

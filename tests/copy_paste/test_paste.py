@@ -10,26 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gal_d2.copy_paste import masks
-from gal_d2.copy_paste import paste as copy_paste
+from gal_d2.copy_paste import masks, paste, scale
 from gal_d2.copy_paste.augmentation import Frame
 from gal_d2.copy_paste.masks import Box, LocalMask, tighten
-from gal_d2.copy_paste.paste import (
-    BLENDS,
-    PasteOptions,
-    Placement,
-    crop_to_foreground,
-    draw_position,
-    draw_size,
-    draw_sized,
-    occlude,
-    paste_cutouts,
-    pick_number,
-    place,
-    prepare_paste,
-    resize_cutout,
-    stays,
-)
+from gal_d2.copy_paste.occlude import occlude, stays
+from gal_d2.copy_paste.options import BLENDS, PasteOptions
+from gal_d2.copy_paste.paste import paste_cutouts, pick_number
+from gal_d2.copy_paste.place import Placement, draw_position, place, prepare_paste
+from gal_d2.copy_paste.resize import crop_to_foreground, resize_cutout
+from gal_d2.copy_paste.scale import draw_size, draw_sized
 from gal_d2.errors import UserError
 
 KEEP_ALL = PasteOptions(min_visible_area=0, max_box_shift=10_000)
@@ -53,7 +42,7 @@ def on_canvas(mask: LocalMask | None, shape: tuple[int, int]) -> np.ndarray:
     return canvas
 
 
-@pytest.mark.parametrize("module", [copy_paste, masks])
+@pytest.mark.parametrize("module", [masks, paste, scale])
 def test_docstring_examples(module) -> None:
     assert doctest.testmod(module).failed == 0
 

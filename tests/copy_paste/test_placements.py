@@ -6,10 +6,12 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import AuditionImages, sample_per_category
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 
 SIDE = 64
 

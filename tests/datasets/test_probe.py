@@ -9,7 +9,7 @@ from detectron2.config import get_cfg
 from gal_d2.config import add_gal_config
 from gal_d2.datasets.probe import ProbeImages, hold_out, probe_samples, split_probe, uses_probe
 from gal_d2.errors import UserError
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 
 def make_dict(image_id: int, *classes: int, crowds: tuple[int, ...] = ()) -> dict:

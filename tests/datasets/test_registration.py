@@ -17,12 +17,12 @@ from gal_d2.datasets import annotation_file
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import (
     Category,
+    DatasetNotFoundError,
     frequency_of,
     read_annotation_file,
     read_categories,
 )
 from gal_d2.datasets.registration import (
-    DatasetNotFoundError,
     load_metadata,
     register_instances,
     register_lvis,

@@ -14,8 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets import statistics
-from gal_d2.datasets.annotation_file import read_annotation_file
-from gal_d2.datasets.registration import DatasetNotFoundError, register_instances
+from gal_d2.datasets.annotation_file import DatasetNotFoundError, read_annotation_file
+from gal_d2.datasets.registration import register_instances
 from gal_d2.datasets.statistics import category_statistics, compute_statistics
 
 NAME = "test_statistics"
@@ -91,13 +91,6 @@ class TestValues:
     def test_by_hand(self, json_file):
         assert_expected(category_statistics(NAME))
 
-    def test_filled(self, json_file):
-        found = category_statistics(NAME).filled()
-        np.testing.assert_allclose(found.scale_mean, [0.3, 0.25, 0.1], atol=1e-12)
-        assert found.scale_std[1] == pytest.approx(np.std([0.1, 0.3, 0.5, 0.1]))
-        assert found.scale_std[2] == 0
-        np.testing.assert_array_equal(found.instance_count, [3, 0, 1])
-
     @pytest.mark.parametrize("images", [CONTENT["images"], []])
     def test_no_instances(self, tmp_path, images):
         path = tmp_path / "own.json"
@@ -105,7 +98,7 @@ class TestValues:
         found = compute_statistics(read_annotation_file(path))
         np.testing.assert_array_equal(found.image_count, [0, 0, 0])
         assert np.isnan(found.scale_mean).all() and np.isnan(found.scale_std).all()
-        assert np.isnan(found.overall_mean) and np.isnan(found.filled().scale_mean).all()
+        assert np.isnan(found.overall_mean) and np.isnan(found.overall_std)
 
     def test_unknown_data_set(self):
         with pytest.raises(DatasetNotFoundError, match="There is no data set 'nothing'"):

@@ -16,7 +16,7 @@ from torch import nn
 from gal_d2.engine.checkpoint import CheckpointStore, local_weights
 from gal_d2.engine.ema import ModelEMA
 from gal_d2.errors import UserError
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 THREE, OTHER_THREE, FIVE = ["cup", "bun", "cat"], ["cup", "cat", "bun"], ["a", "b", "c", "d", "e"]
 

@@ -13,8 +13,9 @@ from small_model import FROM_SCRATCH, SMALL_MODEL
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.selection.snapshots import Snapshots
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import launch
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 
 
 def train_and_save_weights(args, folder: Path) -> None:

@@ -19,15 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gal_d2.copy_paste.paste import PasteOptions
+from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.pool.check import check_shard
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.importer import import_files, list_folder
-from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool
 from gal_d2.pool.shard import shard_names
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.setup.config_check import check_config
 from gal_d2.setup.configuration import load_config
 from gal_d2.setup.setup import resolve_device

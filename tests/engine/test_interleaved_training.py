@@ -22,9 +22,10 @@ from training_runs import (
 )
 
 from gal_d2.engine.trainer import GALTrainer
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import launch
-from gal_d2.setup.setup import argument_parser, setup
+from gal_d2.setup.setup import setup
 
 SCRIPT = Path(__file__).parent.parent / "small_model.py"
 # It has drawn for step 8 when it dies in the one before; the checkpoint is that of step 6.

@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling import build_model
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
-from gal_d2.modeling import GALCascadeROIHeads
-from gal_d2.setup.setup import load_config
+from gal_d2.modeling.roi_heads import GALCascadeROIHeads
+from gal_d2.setup.configuration import load_config
 
 MODELS = ("r50", "swinl")
 CONDITIONS = ("baseline", "copypaste", "batch", "gal")

@@ -22,7 +22,7 @@ from gal_d2.engine.resume import (
 )
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 # As the table's rows change them.
 PLAIN = [

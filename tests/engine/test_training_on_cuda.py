@@ -13,9 +13,10 @@ import torch
 from small_offline import build_model, configure
 from training_runs import last_metrics, ledger, tiny_stable_diffusion
 
-from gal_d2.commands.score_pool import OfflineOptions, score_pool
-from gal_d2.judging.judge import InstanceJudge
-from gal_d2.pool.pool import InstancePool
+from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.score_pool import score_pool
+from gal_d2.judging.instance_judge import InstanceJudge
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.ledger import Ledger
 
 pytestmark = pytest.mark.cuda
@@ -30,7 +31,7 @@ def train_on_cuda(train):
         trainer = train(folder, config, *CUDA, *options, resume=resume, num_gpus=1)
         assert next(trainer.model.parameters()).is_cuda
         if isinstance(trainer.judge, InstanceJudge):
-            assert trainer.judge.verdict.contribution.score.is_cuda
+            assert trainer.judge.judged.contribution.score.is_cuda
 
     return run_here
 

@@ -17,8 +17,10 @@ from gal_d2.generation.cutout_generator import (
     open_candidates,
 )
 from gal_d2.generation.generator import NO_CANDIDATE
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
+from gal_d2.pool.writer import PoolWriter
 
 NAMES = CategoryNames([{"id": 3, "name": "bun"}, {"id": 5, "name": "boot"}])
 

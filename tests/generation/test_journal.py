@@ -58,7 +58,7 @@ def test_torn_line_is_skipped(tmp_path: Path, request_for, caplog) -> None:
     path.write_text(path.read_text()[:-30])
     again = Journal(tmp_path, "r")
     assert (again.find(request_for(1, 0)).pool_id, again.find(request_for(1, 1))) == (42, None)
-    assert "line 2 is incomplete" in caplog.text
+    assert "line 2 is damaged" in caplog.text
 
 
 def test_nothing_is_written_for_nothing(tmp_path: Path) -> None:

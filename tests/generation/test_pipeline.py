@@ -14,7 +14,7 @@ from gal_d2.generation.filters import AreaFilter, Candidate, Verdict
 from gal_d2.generation.generator import GeneratedImage, GenerationRequest
 from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
 from gal_d2.pool.cut_out import CutOutSource
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 
 def pipeline_in(folder: Path, *, filters=None, recipe: str = "r", **options) -> InstancePipeline:

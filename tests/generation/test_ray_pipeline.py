@@ -18,7 +18,7 @@ from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolSto
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner, require_room
 from gal_d2.generation.work import WorkUnit, plan_work
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 PROMPTS = PromptBook([Category(3, "bun", "r", 1), Category(5, "boot", "r", 1)])
 

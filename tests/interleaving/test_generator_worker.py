@@ -15,8 +15,8 @@ from gal_d2.errors import UserError
 from gal_d2.generation.journal import Outcome
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.interleaving.generator_worker import GeneratorCrash, ProcessWorker
-from gal_d2.pool.pool import InstancePool
-from gal_d2.setup.setup import load_config
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.setup.configuration import load_config
 
 USED_CATEGORIES = (1, 7, 500, 1203)  # as in lvis_layout.py, which a started process cannot import
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]

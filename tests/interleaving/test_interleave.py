@@ -20,11 +20,13 @@ from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
 from gal_d2.interleaving.generator_worker import GeneratorCrash, InlineWorker
 from gal_d2.interleaving.interleave import Interleaver, check_interleaving, learn_from_ledger
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]
 TEMPLATE = "a photo of a single {name}"

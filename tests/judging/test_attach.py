@@ -36,8 +36,9 @@ from gal_d2.config import add_gal_config
 from gal_d2.datasets.registration import load_metadata, register_instances
 from gal_d2.errors import UserError
 from gal_d2.judging.attach import attach_judge
-from gal_d2.judging.judge import InstanceJudge, class_groups
-from gal_d2.modeling import GALROIHeads
+from gal_d2.judging.instance_judge import InstanceJudge
+from gal_d2.judging.judge import class_groups
+from gal_d2.modeling.roi_heads import GALROIHeads
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, RoiBatch, build_head_losses
 from gal_d2.scoring.scorer import ContributionScorer
@@ -194,7 +195,7 @@ def test_heads_of_others_are_scored_and_keep_what_they_have(tmp_path, options):
     assert model.roi_heads.box_predictor is predictor and list(model.state_dict()) == names
     losses = step(model, judge)
     assert {k: v.item() for k, v in losses.items()} == {k: v.item() for k, v in before.items()}
-    scores = judge.verdict.contribution
+    scores = judge.judged.contribution
     assert scores.pool_id.tolist() == [7, 8] and (scores.head_loss["box"] > 0).all()
     step(model, judge)  # the real object of step 0 has given class 0 a direction
     assert judge.scorer.cache.num_updates[0] == 2
@@ -295,7 +296,7 @@ def test_a_predictor_supplies_its_losses(tmp_path, caplog):
         pooled = loss.pool(make_features(), RoiBatch([target.gt_boxes[1:]]))
         logits = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))[0]
     expected = focal_losses(logits, target.gt_classes[1:])
-    torch.testing.assert_close(judge.verdict.contribution.head_loss["box"], expected)
+    torch.testing.assert_close(judge.judged.contribution.head_loss["box"], expected)
     assert "roi_losses" not in caplog.text
 
 
@@ -392,7 +393,7 @@ def test_the_document_s_heads_are_scored(tmp_path, document, caplog):
     step(model, judge)
     assert isinstance(model.roi_heads.box_predictor, document.SmoothedPredictor)
     assert "roi_losses" not in caplog.text
-    assert (judge.verdict.contribution.head_loss["box"] > 0).all()
+    assert (judge.judged.contribution.head_loss["box"] > 0).all()
 
 
 def test_the_document_s_head_loss_is_one_class(tmp_path, document):
@@ -404,7 +405,7 @@ def test_the_document_s_head_loss_is_one_class(tmp_path, document):
     )
     judge = gal_d2.attach(model, cfg)
     step(model, judge)
-    contribution = judge.verdict.contribution
+    contribution = judge.judged.contribution
     assert set(contribution.head_loss) == {"box", "coarse_mask"}
     assert (contribution.head_loss["coarse_mask"] > 0).all()
     assert judge.scorer.cache.contrast_heads == ("box",)
@@ -487,7 +488,7 @@ def test_polygons_score_as_bit_masks(tmp_path):
         model, cfg = make_detector(tmp_path / kind.__name__)
         judge = gal_d2.attach(model, cfg)
         step(model, judge, make_target(kind))
-        contributions.append(judge.verdict.contribution)
+        contributions.append(judge.judged.contribution)
     bits, polygon = contributions
     torch.testing.assert_close(polygon.head_loss["box"], bits.head_loss["box"])
     # A box's mask, cropped to the box, is full in either form.
@@ -508,8 +509,8 @@ def test_a_judge_is_made_without_a_config(tmp_path):
     )
     attach_judge(model, judge)
     step(model, judge)
-    assert judge.verdict.contribution.pool_id.tolist() == [7, 8]
-    assert judge.posterior.get(judge.verdict.contribution.pool_id.numpy()).count.shape == (2,)
+    assert judge.judged.contribution.pool_id.tolist() == [7, 8]
+    assert judge.posterior.get(judge.judged.contribution.pool_id.numpy()).count.shape == (2,)
 
 
 def test_a_node_of_the_same_name_is_shared():

@@ -17,8 +17,8 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.judging.batch_judge import BatchJudge, classification_gradient, trainable
 from gal_d2.selection.ledger import Ledger
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import launch
-from gal_d2.setup.setup import load_config
 
 # All proposals are sampled: nothing depends on chance.
 ALL_ROIS = (
@@ -182,7 +182,7 @@ def test_without_pastes_there_is_nothing_to_reject(config):
     (batch,) = make_batches(cfg)
     assert judge.start_step(0, batch) is batch
     assert math.isnan(judge.decision.cosine) and judge.cache.value is None
-    assert len(judge.verdict.contribution) == 0 and judge.metrics() == {}
+    assert len(judge.judged.contribution) == 0 and judge.metrics() == {}
 
 
 def test_between_two_probes_the_average_has_to_do(config):

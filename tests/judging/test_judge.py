@@ -15,11 +15,14 @@ from small_model import FROM_SCRATCH, SMALL_MODEL
 from gal_d2.datasets.probe import probe_samples
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.judging.judge import InstanceJudge, Verdict, decision_metrics, gradient_heads
+from gal_d2.judging.build_scorer import gradient_heads
+from gal_d2.judging.instance_judge import InstanceJudge
+from gal_d2.judging.judge import JudgedStep
+from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.policies import QuantileAccept
-from gal_d2.setup.setup import load_config
+from gal_d2.setup.configuration import load_config
 
 
 def make_contribution(image_index: list[int], scores: list[float]) -> Contribution:
@@ -59,7 +62,7 @@ def test_metrics_by_frequency_group():
     judge = FakeJudge()
     contribution = make_contribution([0, 0, 0, 0], [1.0, float("nan"), 3.0, 2.0])
     decision = Decision.uniform(torch.tensor([True, False, True, False]), "test")
-    judge.verdict = Verdict(contribution, decision, 0.1)
+    judge.judged = JudgedStep(contribution, decision, 0.1)
     metrics = decision_metrics(judge, 0.25)
     assert metrics["gal/accepted"] == 0.5 and metrics["gal/pasted"] == 4
     # classes 0, 1, 2, 0 are of the groups r, c, f, r
@@ -73,7 +76,7 @@ def test_metrics_by_frequency_group():
 def test_metrics_of_a_step_without_pastes():
     judge = FakeJudge()
     nothing = Decision.uniform(torch.zeros(0, dtype=torch.bool), "test")
-    judge.verdict = Verdict(make_contribution([], []), nothing, 0.0)
+    judge.judged = JudgedStep(make_contribution([], []), nothing, 0.0)
     assert decision_metrics(judge, 0.0) == {"gal/time_share": 0.0, "gal/pasted": 0.0}
 
 
@@ -170,7 +173,7 @@ def test_probe_images_are_learnt_from_and_leave_no_trace(
     assert all(torch.equal(value, buffers[1][name]) for name, value in buffers[0].items())
     expected = torch.cat([s["instances"].gt_classes for s in probe]).bincount(minlength=1203)
     assert torch.equal(judge.scorer.cache.count("box").long(), expected.clamp(max=4))
-    assert len(judge.verdict.contribution) == sum(s["num_pasted"] for s in batch)
+    assert len(judge.judged.contribution) == sum(s["num_pasted"] for s in batch)
 
 
 def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monkeypatch, tmp_path):
@@ -179,15 +182,15 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
     model, judge, batch = judged_model(cfg)
     with EventStorage():
         model(batch)  # before the first step
-        assert judge.verdict is None and judge.scorer.cache.count("box").sum() == 0
+        assert judge.judged is None and judge.scorer.cache.count("box").sum() == 0
         judge.start_step(0, batch)
         model(batch)
-        assert judge.verdict is None  # nobody waits for it in the forward pass
+        assert judge.judged is None  # nobody waits for it in the forward pass
         judge.finish_step()
-        learnt, verdict = judge.scorer.cache.count("box").clone(), judge.verdict
+        learnt, judged = judge.scorer.cache.count("box").clone(), judge.judged
         assert learnt.sum() > 0
         losses = model(batch)  # after it
-    assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.verdict is verdict
+    assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.judged is judged
     assert all(loss.isfinite() for loss in losses.values())
 
 
@@ -219,7 +222,7 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
     # prior, which is worth half a score; the masks are all the same.
     means = judge.posterior.get([0, 3]).mean
     assert means.ravel().tolist() == pytest.approx([-2 / 3, 0.0, 2 / 3, 0.0])
-    decision = judge.verdict.decision
+    decision = judge.judged.decision
     assert decision.value[[0, 3]].tolist() == pytest.approx([-2 / 3, 2 / 3])
     assert decision.undecided.tolist() == [False, True, True, False]
     # By value, not by this exposure's score.

@@ -14,7 +14,7 @@ from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.importer import ImageFile, import_files, list_folder, list_xpaste
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 
 NAMES = CategoryNames(
     [

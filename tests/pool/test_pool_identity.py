@@ -13,13 +13,11 @@ from detectron2.config import CfgNode
 from gal_d2.config import add_gal_config
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import (
-    CutOutSource,
-    InstancePool,
-    PoolWriter,
-    open_configured_pool,
-    write_allow_list,
-)
+from gal_d2.pool.allow_list import write_allow_list
+from gal_d2.pool.configured import open_configured_pool
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 
 FROM_0 = {0: "cup", 1: "bun", 2: "cat"}
 FROM_1 = {1: "cup", 2: "bun", 3: "cat"}

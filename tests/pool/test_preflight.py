@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.preflight import require_usable_pool, warn_of_classes_without_objects
+from gal_d2.pool.writer import PoolWriter
 
 NAMES = {3: "boot", 7: "bun", 9: "cup"}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gal_d2.copy_paste.paste import crop_to_foreground
+from gal_d2.copy_paste.resize import crop_to_foreground
 from gal_d2.pool.usable import (
     PROBLEMS,
     UsableCount,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_nothing_is_written_before_flush_and_nothing_for_no_rows(tmp_path):
     fill(ledger, [3, 4])
     assert list(tmp_path.iterdir()) == []
     path = ledger.flush()
-    assert path.name == "000000003-000000004-r0000-000000.parquet"
+    assert re.fullmatch("000000003-000000004-r0000-000000-[0-9a-f]{8}.parquet", path.name)
     assert ledger.flush() is None
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -208,7 +209,9 @@ fill(ledger, range(start, start + 4)); ledger.flush()
 fill(ledger, range(start + 4, start + 6))
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "writing": atomic_file.sync = die    # temporary file complete, not renamed
-if moment == "renaming": ledger_module.os.rename = die  # in resume, content replaced
+if moment == "renaming":  # in resume, content replaced: the second time
+    rename, calls = os.rename, []
+    ledger_module.os.rename = lambda *a: die() if calls else calls.append(rename(*a))
 if moment == "unflushed": die()
 if moment == "renaming": ledger.flush(); writer(root).resume(start + 5)
 ledger.flush()
@@ -251,7 +254,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module.pq, "write_table", no_space)
+        patch.setattr(ledger_module, "_write_atomically", no_space)
         with pytest.raises(UserError, match="No space left on device"):
             ledger.flush()
     ledger.flush()

@@ -11,7 +11,9 @@ from detectron2.config import get_cfg
 
 from gal_d2 import add_gal_config
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.posterior_view import PosteriorView
 from gal_d2.selection.sampler import (
     POOL_SAMPLER_REGISTRY,

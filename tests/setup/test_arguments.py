@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import default_argument_parser
 
-from gal_d2.commands.score_pool import OfflineOptions
+from gal_d2.commands.offline_options import OfflineOptions
 from gal_d2.errors import UserError
 from gal_d2.setup.arguments import add_scoring_arguments, argument_parser, check_arguments
 

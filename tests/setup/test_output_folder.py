@@ -41,7 +41,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 
 def read(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
 
 

@@ -12,8 +12,9 @@ from detectron2.config import CfgNode
 from gal_d2.errors import UserError
 from gal_d2.setup import own_data
 from gal_d2.setup.config_check import check_config
+from gal_d2.setup.configuration import load_config
 from gal_d2.setup.own_data import derive
-from gal_d2.setup.setup import load_config, resolve_datasets, resolve_device
+from gal_d2.setup.setup import resolve_datasets, resolve_device
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,10 @@ import weakref
 import pytest
 import torch
 
-from gal_d2.engine.trainer import training_order
+from gal_d2.engine.loaders import training_order
 from gal_d2.errors import UserError
-from gal_d2.setup.setup import load_config, resolve_datasets, resolve_device
+from gal_d2.setup.configuration import load_config
+from gal_d2.setup.setup import resolve_datasets, resolve_device
 
 
 def test_every_config_in_the_repository_loads(repository):

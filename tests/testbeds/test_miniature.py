@@ -14,16 +14,10 @@ import pytest
 from lvis import LVIS
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.testbeds.miniature import scenes as module
-from gal_d2.testbeds.miniature.faults import kind_counts
-from gal_d2.testbeds.miniature.scenes import (
-    CATEGORIES,
-    KINDS,
-    STAMP,
-    MiniatureConfig,
-    prepare_miniature,
-)
+from gal_d2.testbeds.miniature.faults import KINDS, kind_counts
+from gal_d2.testbeds.miniature.scenes import CATEGORIES, STAMP, MiniatureConfig, prepare_miniature
 
 SMALL = MiniatureConfig(
     train_images=20, val_images=10, pool_per_category=20, object_source="digits"

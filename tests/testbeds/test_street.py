@@ -17,7 +17,7 @@ from skimage import data
 from gal_d2.datasets.annotation_file import read_annotation_file
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
-from gal_d2.pool.pool import PoolWriter
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS
 from gal_d2.testbeds.street.prepare import (
     StreetConfig,

@@ -16,8 +16,9 @@ from types import ModuleType
 import pytest
 
 from gal_d2.pool.check import check_shard
-from gal_d2.pool.pool import InstancePool, PoolWriter
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import ShardReader, shard_names
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.setup.launch import run_tool
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "generation"))
@@ -229,7 +230,7 @@ def test_own_images_go_through_the_same_pipeline(
     """Candidates with an alpha channel need no segmenter: none is loaded."""
     import numpy as np
 
-    from gal_d2.pool.pool import CutOutSource
+    from gal_d2.pool.cut_out import CutOutSource
 
     with PoolWriter(tmp_path / "candidates") as writer:
         for value in range(3):

@@ -15,7 +15,10 @@ from small_model import FROM_SCRATCH, SMALL_MODEL
 from small_offline import build_model, configure
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter, read_allow_list
+from gal_d2.pool.allow_list import read_allow_list
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger, LedgerWriter

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gal_d2.pool.pool import CutOutSource, InstancePool, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import ShardWriter, shard_names
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.setup.launch import run_tool
 
 Tool = Callable[[list[str]], int]

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from gal_d2.datasets.annotation_file import Category
-from gal_d2.pool.pool import CutOutSource, PoolWriter
+from gal_d2.pool.cut_out import CutOutSource
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.visualization.pool_sheet import on_chequers, write_pool_sheets
 
 CATEGORIES = (
@@ -26,7 +27,7 @@ def test_a_sheet_for_each_category_that_the_pool_has(tmp_path: Path) -> None:
             source = CutOutSource("test", seed=number)
             writer.add(3 if number < 10 else 5, rgba, source=source, scores={"clip_text": 0.25})
     paths = write_pool_sheets(tmp_path / "pool", CATEGORIES, tmp_path / "sheets", count=9)
-    assert [path.name for path in paths] == ["0003_bun.png", "0005_sandal_(type_of_shoe)_x.png"]
+    assert [path.name for path in paths] == ["0003_bun.png", "0005_sandal_type_of_shoe_x.png"]
     wide, narrow = (Image.open(path).size for path in paths)
     assert wide[0] > 4 * narrow[0] / 2 and wide[1] > narrow[1]  # 8 + 1 pictures against 2
 

@@ -43,7 +43,7 @@ from tqdm import tqdm
 from gal_d2.datasets.annotation_file import frequency_of
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
-from gal_d2.pool.pool import PoolWriter
+from gal_d2.pool.writer import PoolWriter
 from gal_d2.testbeds.miniature.categories import CATEGORIES
 from gal_d2.testbeds.miniature.faults import (
     FAULTS,

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -386,6 +385,8 @@ def separation(results: Sequence[SeedResult], key: tuple[str, str]) -> np.ndarra
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score  # of the extra "testbeds"
+
     is_positive = np.repeat([True, False], [len(positive), len(negative)])
     return float(roc_auc_score(is_positive, np.concatenate([positive, negative])))
 

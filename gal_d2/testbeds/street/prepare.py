@@ -38,12 +38,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
-from scipy.io import loadmat
 from tqdm import tqdm
 
 from gal_d2.datasets.annotation_file import frequency_of
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS, StreetCategory
 from gal_d2.testbeds.truth import GOOD
 
@@ -178,6 +177,8 @@ def _label_names(root: Path) -> list[str]:
 
 
 def _read_mat(file: Path, key: str) -> np.ndarray:
+    from scipy.io import loadmat  # of the extra "testbeds"
+
     try:
         return loadmat(file)[key]
     # What scipy raises for a broken file is of many kinds.

@@ -1,4 +1,4 @@
-"""The instance pool: a folder of immutable shards that any number of processes append to.
+"""Reading an instance pool: a folder of immutable shards that any number of processes append to.
 
 Example:
     >>> with PoolWriter(root) as writer:
@@ -11,285 +11,32 @@ from __future__ import annotations
 
 import functools
 import logging
-import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gal_d2.datasets.category_identity import (
-    Names,
-    Renumbering,
-    dataset_names,
-    names_in,
-    require_same,
-    with_names,
-)
+from gal_d2.datasets.category_identity import Names, Renumbering, require_same
 from gal_d2.errors import UserError
-from gal_d2.files.atomic_file import replacing
-from gal_d2.pool.cut_out import (
-    CorruptCutOutError,
-    CutOut,
-    CutOutSource,
-    cut_out_id,
-    encode_rgba,
-)
+from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
 from gal_d2.pool.index import PoolIndex
+from gal_d2.pool.metadata import metadata_table
 from gal_d2.pool.shard import (
-    METADATA_COLUMNS,
-    SCHEMA,
     CorruptShardError,
     ShardIndex,
     ShardReader,
-    ShardWriter,
     read_index,
-    read_metadata,
     shard_names,
 )
 
-if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-__all__ = [
-    "CorruptCutOutError",
-    "CutOut",
-    "CutOutSource",
-    "InstancePool",
-    "PoolWriter",
-    "open_configured_pool",
-    "read_allow_list",
-    "write_allow_list",
-]
-
 logger = logging.getLogger(__name__)
 
-# A record batch of the open shard is handed to the file when it reaches either.
-_BATCH_ROWS = 512
-_BATCH_BYTES = 8 << 20
 # Shards are opened a few at a time, for the sake of disks that take long to answer.
 _INDEX_THREADS = 4
-
-
-class PoolWriter:
-    """Appends cut-outs to a pool; a context manager.
-
-    Readers see what was added after :meth:`flush`, :meth:`close`, or when a shard is full. A killed
-    writer loses only its open shard, so one that is slow (a generator) should flush every few
-    minutes.
-
-    Args:
-        root: the pool's folder; created if it does not exist.
-        max_rows, max_bytes: a shard is completed and a new one begun when it has so many cut-outs,
-            or so many bytes of encoded images.
-        known: cut-outs that are in this pool are not stored again. (A pool that holds a cut-out
-            twice shows it once; this saves the space.)
-        names: of the categories by id, kept with the cut-outs, so that they can be told when
-            another annotation file numbers its categories otherwise.
-
-    Attributes:
-        added: number of cut-outs stored.
-        skipped: number of cut-outs not stored because they were there.
-
-    Raises:
-        UserError: the folder cannot be created or written to, or the ids of ``known`` mean other
-            categories.
-    """
-
-    def __init__(
-        self,
-        root: str | os.PathLike,
-        *,
-        max_rows: int = 8192,
-        max_bytes: int = 128 << 20,
-        known: InstancePool | None = None,
-        names: Names | None = None,
-    ) -> None:
-        if max_rows < 1 or max_bytes < 1:
-            raise ValueError(f"a shard's limits are positive, got {max_rows} rows, {max_bytes} B")
-        self.root = Path(root).absolute()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the instance pool {self.root} cannot be created ({error.strerror}); choose "
-                "another folder"
-            ) from error
-        if not os.access(self.root, os.W_OK | os.X_OK):
-            raise UserError(
-                f"the instance pool {self.root} cannot be written to; change its permissions or "
-                "choose another folder"
-            )
-        self.added = 0
-        self.skipped = 0
-        self._max_rows = max_rows
-        self._max_bytes = max_bytes
-        self._known = known
-        self._names = None if names is None else dict(names)
-        if known is not None:
-            known.require_names(self._names)
-        self._seen: set[int] = set()
-        self._shard: ShardWriter | None = None
-        self._shard_ids: list[int] = []
-        self._shard_bytes = 0
-        self._batch: list[dict] = []
-        self._batch_bytes = 0
-        self._closed = False
-        self._pid = os.getpid()
-
-    def add(
-        self,
-        category_id: int,
-        rgba: np.ndarray,
-        *,
-        source: CutOutSource,
-        scores: Mapping[str, float] | None = None,
-    ) -> int:
-        """Store one cut-out.
-
-        Args:
-            category_id: the category's id as in the annotation JSON.
-            rgba: (H, W, 4) uint8, channels R, G, B, alpha; not transparent everywhere.
-            source: where it came from.
-            scores: what filters said about it.
-
-        Returns:
-            Its pool id, also if it was there already and nothing was stored.
-
-        Raises:
-            ValueError: ``rgba`` or ``source`` is not as described.
-            UserError: the disk is full or gone, as in :meth:`flush`.
-        """
-        encoded = encode_rgba(rgba)
-        return self.add_encoded(
-            category_id, encoded, rgba.shape[0], rgba.shape[1], source=source, scores=scores
-        )
-
-    def add_encoded(
-        self,
-        category_id: int,
-        encoded: bytes,
-        height: int,
-        width: int,
-        *,
-        source: CutOutSource,
-        scores: Mapping[str, float] | None = None,
-    ) -> int:
-        """As :meth:`add`, for an image that ``encode_rgba`` encoded before (in another thread)."""
-        if self._closed:
-            raise RuntimeError(f"the writer of the instance pool {self.root} is closed")
-        if os.getpid() != self._pid:
-            raise RuntimeError("a PoolWriter belongs to one process; open another one after a fork")
-        if source.seed is not None and not 0 <= source.seed < 1 << 64:
-            raise ValueError(f"a seed is 0 .. 2**64 - 1 or None, got {source.seed}")
-        category_id = operator.index(category_id)
-        pool_id = cut_out_id(category_id, source, encoded)
-        if pool_id in self._seen or (self._known is not None and pool_id in self._known):
-            self.skipped += 1
-            return pool_id
-        self._batch.append(
-            {
-                "pool_id": pool_id,
-                "category_id": category_id,
-                "height": height,
-                "width": width,
-                "generator": source.generator,
-                "model": source.model,
-                "prompt": source.prompt,
-                "seed": source.seed,
-                "origin": source.origin,
-                "scores": [(name, float(score)) for name, score in (scores or {}).items()],
-                "image": encoded,
-            }
-        )
-        self._seen.add(pool_id)
-        self._shard_ids.append(pool_id)
-        self.added += 1
-        self._batch_bytes += len(encoded)
-        self._shard_bytes += len(encoded)
-        if len(self._shard_ids) >= self._max_rows or self._shard_bytes >= self._max_bytes:
-            self.flush()
-        elif len(self._batch) >= _BATCH_ROWS or self._batch_bytes >= _BATCH_BYTES:
-            self._write_batch()
-        return pool_id
-
-    def flush(self) -> None:
-        """Complete the open shard, so that readers see what it holds. Nothing open: no effect.
-
-        Raises:
-            UserError: the disk is full or gone. The open shard is lost, the ones before it are not.
-        """
-        if not self._shard_ids or os.getpid() != self._pid:
-            return
-        self._write_batch()
-        with self._losing_shard():
-            self._shard.seal()
-        self._begin_shard()
-
-    def close(self) -> None:
-        """Complete the open shard; the writer takes nothing more."""
-        if not self._closed:
-            self._closed = True
-            self.flush()
-
-    def __enter__(self) -> PoolWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # After an error too: what was added is sound, and may have cost hours.
-        self.close()
-
-    def _write_batch(self) -> None:
-        if not self._batch:
-            return
-        with self._losing_shard():
-            if self._shard is None:
-                self._shard = ShardWriter(self.root, self._names)
-            self._shard.write(self._batch)
-        self._batch = []
-        self._batch_bytes = 0
-
-    @contextmanager
-    def _losing_shard(self) -> Iterator[None]:
-        """Where writing fails, drop the open shard and forget its cut-outs."""
-        try:
-            yield
-        except BaseException as error:
-            lost = len(self._shard_ids)
-            self._discard_shard()
-            if isinstance(error, OSError):
-                raise UserError(
-                    f"the instance pool {self.root} cannot be written to "
-                    f"({error.strerror or error}); the last {lost} cut-outs are lost: make room "
-                    "there and run again"
-                ) from error
-            raise
-
-    def _discard_shard(self) -> None:
-        if self._shard is not None:
-            self._shard.discard()
-        self.added -= len(self._shard_ids)
-        self._seen.difference_update(self._shard_ids)
-        self._begin_shard()
-
-    def _begin_shard(self) -> None:
-        self._shard = None
-        self._shard_ids = []
-        self._shard_bytes = 0
-        self._batch = []
-        self._batch_bytes = 0
 
 
 class InstancePool:
@@ -462,7 +209,7 @@ class InstancePool:
         return cut_out
 
     def get_encoded(self, pool_id: int) -> dict:
-        """What is stored of a cut-out, by the names of ``pool_shard.SCHEMA``; not decoded.
+        """What is stored of a cut-out, by the names of ``gal_d2.pool.shard.SCHEMA``; not decoded.
 
         Its category id is the stored one, of which the pool id is made.
 
@@ -517,51 +264,11 @@ class InstancePool:
         Raises:
             ValueError: an unknown column.
         """
-        wanted = list(METADATA_COLUMNS if columns is None else dict.fromkeys(columns))
-        unknown = [name for name in wanted if name not in METADATA_COLUMNS]
-        if unknown or not wanted:
-            raise ValueError(f"no columns {unknown}; choose from {', '.join(METADATA_COLUMNS)}")
-        index = self._index
-        by_shard = np.argsort(index.shard, kind="stable")
-        bounds = np.searchsorted(index.shard[by_shard], np.arange(len(self._shards) + 1))
-        tables, positions = [], []
-        for number, name in enumerate(self._shards):
-            here = by_shard[bounds[number] : bounds[number + 1]]
-            try:
-                table = read_metadata(self.root / name, wanted, index.row[here])
-                if "category_id" in wanted:
-                    category_ids = pa.array(index.categories[index.category_index[here]])
-                    position = wanted.index("category_id")
-                    table = table.set_column(position, SCHEMA.field("category_id"), category_ids)
-                tables.append(table)
-            except CorruptShardError as error:
-                logger.warning("no metadata of shard %s: %s", self.root / name, error)
-            else:
-                positions.append(here)
-        if not tables:
-            return pa.schema([SCHEMA.field(name) for name in wanted]).empty_table()
-        order = np.argsort(np.concatenate(positions))
-        return pa.concat_tables(tables).take(pa.array(order))
+        return metadata_table(self.root, self._shards, self._index, columns)
 
     def counts(self) -> dict[int, int]:
         """Number of cut-outs by category id, ascending by id."""
         return dict(zip(self.category_ids.tolist(), self._index.counts().tolist(), strict=True))
-
-    def describe(self, names: Mapping[int, str] | None = None) -> str:
-        """A summary with a line for each category.
-
-        Args:
-            names: category names by id, to show next to the ids.
-        """
-        lines = [
-            f"{self.root}: {len(self):,} cut-outs of {len(self.category_ids):,} categories in "
-            f"{len(self._shards):,} shards ({len(self.corrupt_shards)} corrupt shards, "
-            f"{len(self.corrupt_ids)} corrupt cut-outs seen)"
-        ]
-        for category_id, count in self.counts().items():
-            name = (names or {}).get(category_id, "")
-            lines.append(f"{category_id:>7}  {count:>9,}  {name}".rstrip())
-        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"InstancePool({str(self.root)!r}, {len(self)} cut-outs, {len(self._shards)} shards)"
@@ -662,76 +369,6 @@ class InstancePool:
         return (
             f"the instance pool {self.root} {problem}; fill it with tools/import_cutouts.py "
             "or tools/generate_instances.py, or correct GAL.POOL.ROOT"
-        )
-
-
-def write_allow_list(
-    path: str | os.PathLike, pool_ids: np.ndarray, names: Names | None = None
-) -> None:
-    """Write ids (N,) for :func:`read_allow_list`: a Parquet file with the column ``pool_id``.
-
-    Args:
-        path: of the file.
-        pool_ids: (N,) int64.
-        names: of the pool's categories by id, kept in the file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"pool_id": pa.array(np.sort(np.asarray(pool_ids, np.int64)))})
-    table = table.cast(with_names(table.schema, names))
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def read_allow_list(path: str | os.PathLike) -> np.ndarray:
-    """(N,) int64 pool ids that ``tools/filter_pool.py`` kept.
-
-    Raises:
-        UserError: the file is missing or not such a list.
-    """
-    try:
-        return pq.read_table(path, columns=["pool_id"])["pool_id"].to_numpy().astype(np.int64)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the allow-list {path} cannot be read ({reason}); give a file that "
-            "tools/filter_pool.py --allow-list wrote"
-        ) from error
-
-
-def open_configured_pool(cfg: CfgNode, allow_empty: bool = False) -> InstancePool:
-    """The pool of ``GAL.POOL.ROOT``, as far as ``GAL.POOL.ALLOW_LIST`` allows.
-
-    Its category ids are those of the training set, whatever they were when it was filled.
-
-    Raises:
-        UserError: there is nothing to read, unless ``allow_empty``; or what its ids mean, or those
-            of the list, cannot be told.
-    """
-    allowed = cfg.GAL.POOL.ALLOW_LIST
-    only = read_allow_list(allowed) if allowed else None
-    names = dataset_names(cfg.DATASETS.TRAIN[0])
-    pool = InstancePool(cfg.GAL.POOL.ROOT, allow_empty=allow_empty, only=only, names=names)
-    if allowed:
-        _check_allow_list(allowed, only, pool, names)
-    return pool
-
-
-def _check_allow_list(path: str, only: np.ndarray, pool: InstancePool, names: Names) -> None:
-    """Compare what ids meant when an allow-list was made with what they mean in the pool."""
-    kept = names_in(pq.read_schema(path))
-    of_pool = [stored for stored in pool.kept_names if stored is not None]
-    for stored in of_pool or [names]:
-        require_same(
-            *(kept, stored, f"the allow-list {path} (GAL.POOL.ALLOW_LIST)"),
-            f"make it anew from the pool {pool.root} with tools/filter_pool.py",
-        )
-    missing = int((~pool.contains(only)).sum())
-    if missing:
-        logger.warning(
-            "%d of the %d cut-outs of the allow-list %s are not in the instance pool %s, or are of "
-            "no category of now.",
-            *(missing, len(only), path, pool.root),
         )
 
 

@@ -1,0 +1,1 @@
+"""One page about a run: what its folder holds, read, added up and drawn (tools/report.py)."""
