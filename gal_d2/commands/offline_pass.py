@@ -35,7 +35,8 @@ from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import class_groups
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.arguments import SPLITS
 
 logger = logging.getLogger(__name__)

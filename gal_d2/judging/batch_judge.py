@@ -36,10 +36,10 @@ from gal_d2.errors import UserError
 from gal_d2.judging.judge import Judge
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.modeling.roi_heads import can_classify
+from gal_d2.scoring.classification_loss import classification_loss
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.gradients.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
 from gal_d2.scoring.non_finite import NonFiniteReport
-from gal_d2.scoring.roi_losses import classification_loss
 from gal_d2.selection.batch_rules import BatchDecision, BatchRule, build_batch_rule
 
 logger = logging.getLogger(__name__)

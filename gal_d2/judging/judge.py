@@ -18,7 +18,7 @@ from torch import Tensor
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import LedgerWriter
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.posterior import Posterior
 
 logger = logging.getLogger(__name__)

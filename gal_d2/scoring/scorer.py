@@ -41,7 +41,7 @@ from gal_d2.scoring.gradients.directions import REAL, CacheRows, DirectionWeight
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients, sum_by_instance
 from gal_d2.scoring.non_finite import NonFiniteReport
 from gal_d2.scoring.reference_window import ReferenceWindow
-from gal_d2.scoring.roi_losses import RoiBatch
+from gal_d2.scoring.rois import RoiBatch
 
 # A loss further above the usual than this says no more; the unit is that of a standard deviation.
 _MAX_EXCESS = 5.0

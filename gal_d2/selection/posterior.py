@@ -19,7 +19,6 @@ value is formed, because each finds its own kind of fault and a mixture is worse
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +31,7 @@ from gal_d2.distributed import gather_columns
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.signals import ceiling_of, check_signals, signal_column
 from gal_d2.selection.slot_index import SlotIndex
 
 logger = logging.getLogger(__name__)
@@ -42,51 +42,8 @@ _NUM_SOURCES = 2
 _LEVEL_SCORES = 64  # scores that a class's level and spread are an average of, about
 _FEW_SCORES = 8  # with fewer, a class has the spread of all classes
 _MAX_DEVIATION = 3.0  # a score further from its level says no more; in spreads
-_LEAST_LOSS = 1e-6
 _BY_SLOT = ("ids", "count", "auditions", "weight", "mean")
 _BY_CLASS = ("sum", "number", "level", "square", "seen")
-_SIGNAL = re.compile(r"(\w+)_(score|loss)")
-
-
-def signal_column(contribution: Contribution, name: str) -> Tensor:
-    """(N,) values of a signal; higher is better.
-
-    Args:
-        contribution: of N instances.
-        name: "<head>_score" (cosine), "<head>_loss" (minus its logarithm, for losses are skewed),
-            "score" (the combined one) or "phi" (the raw dot product).
-    """
-    if name in ("score", "phi"):
-        return getattr(contribution, name)
-    head, kind = _SIGNAL.fullmatch(name).groups()
-    if kind == "score":
-        return contribution.head_score[head]
-    return -contribution.head_loss[head].clamp(min=_LEAST_LOSS).log()
-
-
-def check_signals(names: Sequence[str], heads: Sequence[str]) -> None:
-    """Check ``GAL.POSTERIOR.SIGNALS``.
-
-    Raises:
-        UserError: one is not a signal of these heads.
-    """
-    known = ["score", "phi", *(f"{head}_{kind}" for head in heads for kind in ("score", "loss"))]
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"GAL.POSTERIOR.SIGNALS names '{name}', but with GAL.SCORER.HEADS {list(heads)} "
-                f"there are {', '.join(known)}: choose from these."
-            )
-    if not names:
-        raise UserError("GAL.POSTERIOR.SIGNALS is empty: name at least one signal.")
-
-
-def ceiling_of(signal: str) -> float:
-    """Quality from which on more counts nothing in the value.
-
-    A low loss is a mask that fits and a picture without noise; an even lower one is an easy object.
-    """
-    return 1.0 if signal.endswith("_loss") else 100.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +65,7 @@ class Posterior:
 
     Args:
         num_classes: C.
-        signals: names, S of them; see :func:`signal_column`.
+        signals: names, S of them; see :func:`~gal_d2.selection.signals.signal_column`.
         weights: (S,) of each signal in the value.
         ceilings: (S,) quality from which on more counts nothing in the value.
         prior_count: n0, how many scores the class's level is worth.

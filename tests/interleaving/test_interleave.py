@@ -25,7 +25,8 @@ from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.configuration import load_config
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]

@@ -40,7 +40,8 @@ from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.judging.judge import class_groups
 from gal_d2.modeling.roi_heads import GALROIHeads
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
-from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, RoiBatch, build_head_losses
+from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, build_head_losses
+from gal_d2.scoring.rois import RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.selection.policies import AlwaysAccept
 from gal_d2.selection.posterior import Posterior

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gal_d2.scoring.gradients.directions import REAL, CacheRows, GradientCache
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
-from gal_d2.scoring.roi_losses import RoiBatch
+from gal_d2.scoring.rois import RoiBatch
 
 CLASSES, SIZE, N = 4, 6, 60
 

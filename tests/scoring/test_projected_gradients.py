@@ -11,8 +11,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.classification_loss import federated_class_weights
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients, sum_by_instance
-from gal_d2.scoring.roi_losses import RoiBatch, build_head_losses, federated_class_weights
+from gal_d2.scoring.roi_losses import build_head_losses
+from gal_d2.scoring.rois import RoiBatch
 
 
 def roi_batch(targets):

@@ -15,8 +15,10 @@ import torch
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection import ledger as ledger_module
+from gal_d2.selection import ledger_writer
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 
 NAN = float("nan")
 CATEGORY_IDS = [10, 20, 30]
@@ -199,7 +201,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import gal_d2.files.atomic_file as atomic_file
-import gal_d2.selection.ledger as ledger_module
+import gal_d2.selection.ledger_writer as ledger_writer
 from test_ledger import fill, writer
 root, _, moment = sys.argv[1:]
 ledger = writer(root)
@@ -211,7 +213,7 @@ def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "writing": atomic_file.sync = die    # temporary file complete, not renamed
 if moment == "renaming":  # in resume, content replaced: the second time
     rename, calls = os.rename, []
-    ledger_module.os.rename = lambda *a: die() if calls else calls.append(rename(*a))
+    ledger_writer.os.rename = lambda *a: die() if calls else calls.append(rename(*a))
 if moment == "unflushed": die()
 if moment == "renaming": ledger.flush(); writer(root).resume(start + 5)
 ledger.flush()
@@ -254,7 +256,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "_write_atomically", no_space)
+        patch.setattr(ledger_writer, "write_shard", no_space)
         with pytest.raises(UserError, match="No space left on device"):
             ledger.flush()
     ledger.flush()

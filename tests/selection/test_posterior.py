@@ -11,7 +11,8 @@ from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import choose_from_best, posterior_moments, value_of
-from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior, signal_column
+from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
+from gal_d2.selection.signals import signal_column
 
 SIGNALS = ("box_score", "mask_loss")
 

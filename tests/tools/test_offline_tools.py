@@ -21,7 +21,8 @@ from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.launch import run_tool
 
 QUICK = ["--per-category", "2", "--candidates", "2", "--placements", "1", "--batch-size", "4"]

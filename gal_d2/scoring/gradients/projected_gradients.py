@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from gal_d2.errors import UserError
 from gal_d2.scoring.gradients.layer_capture import LayerCapture
 from gal_d2.scoring.gradients.layer_projection import LayerProjection
-from gal_d2.scoring.roi_losses import HeadLoss, RoiBatch, build_head_losses, frozen_statistics
+from gal_d2.scoring.roi_losses import HeadLoss, build_head_losses, frozen_statistics
+from gal_d2.scoring.rois import RoiBatch
 
 # Keeps the small gradients of per-instance losses above float16's smallest number under autocast.
 # A power of two: exact in the other types.
