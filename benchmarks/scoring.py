@@ -62,7 +62,7 @@ from gal_d2.datasets.registration import register_instances
 from gal_d2.distributed import is_distributed
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.instance_judge import InstanceJudge
-from gal_d2.scoring.gradients.directions import REAL, CacheRows
+from gal_d2.scoring.gradients.cache_rows import REAL, CacheRows
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
 from gal_d2.scoring.roi_losses import MaskLoss
 from gal_d2.scoring.rois import RoiBatch
