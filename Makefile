@@ -2,6 +2,7 @@
 # make rank   best and worst cut-outs of a category, by the demo's model (or WEIGHTS, CATEGORY)
 # make test   set up, run the tests
 # make slow   the tests that take long: thorough fuzzing, runs on Ray
+# make faults kills, full disks, damaged files: 200 kills and how they end, 15 CPU minutes
 # make gpu    what a GPU makes of a training step: tests, ratios, memory; under 8 minutes
 # make docs   the documentation site, in output/site/index.html
 # make lint   ruff
@@ -32,7 +33,7 @@ TEST := $(if $(DETECTRON2),PYTHONPATH="$(abspath $(DETECTRON2))") $(BIN)/python 
 CATEGORY ?= handbag
 WEIGHTS ?= output/miniature_gal/model_final.pth
 
-.PHONY: setup miniature demo rank pictures test slow gpu docs lint clean
+.PHONY: setup miniature demo rank pictures test slow faults gpu docs lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.complete
@@ -74,7 +75,10 @@ test: $(VENV)/.complete
 	$(TEST) -m "not slow"
 
 slow: $(VENV)/.complete
-	$(TEST) -m slow
+	$(TEST) -m "slow and not faults"
+
+faults: $(VENV)/.complete
+	$(TEST) tests/faults
 
 gpu: $(VENV)/.complete
 	benchmarks/gpu.sh

@@ -30,6 +30,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["gal_d2", "gal_d2.*"]),
+    package_data={"gal_d2.reporting": ["assets/*"], "gal_d2.review": ["page.html"]},
     # detectron2 is not listed: it is no registry package. tools/install_detectron2.py takes the
     # build that is there, or installs the pure-Python copy.
     install_requires=[
@@ -46,6 +47,8 @@ setup(
         "timm>=1.0",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "plotly>=5.20",
+        "MarkupSafe>=2.0",
         "tensorboard>=2.14",
     ],
     extras_require={
@@ -53,6 +56,7 @@ setup(
         "docs": DOCS,
         "generate": GENERATE,
         "scale": SCALE,
+        "wandb": ["wandb>=0.16"],
         "testbeds": TESTBEDS,
     },
 )

@@ -68,5 +68,7 @@ ddp 1
 if [ "$count" -gt 1 ]; then
     ddp "$count"
 fi
+part "Generating images: true architectures, random weights" 110 \
+    "$python" benchmarks/generation_cost.py --measure --budget 70
 say ""
 say "Kept in $report."

@@ -20,7 +20,8 @@ from documents import markdown_table
 
 from gal_d2.generation.generator import GenerationRequest
 from gal_d2.generation.journal import Outcome
-from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
+from gal_d2.generation.schedule_rules import AdaptiveScheduler, FixedScheduler
+from gal_d2.generation.scheduler import Arm, CategoryScheduler
 from gal_d2.setup.launch import run_tool
 
 TEMPLATES = ("a photo of a single {name}", "{name}, {definition}, in a white background")

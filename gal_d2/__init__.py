@@ -9,18 +9,31 @@ from gal_d2 import compat as compat  # first: it prepares the process for detect
 
 if TYPE_CHECKING:
     from gal_d2.config import add_gal_config
+    from gal_d2.copy_paste.mapper import CopyPasteMapper
+    from gal_d2.copy_paste.options import PasteOptions
     from gal_d2.engine.trainer import GALTrainer
     from gal_d2.judging.attach import attach
     from gal_d2.pool.cut_out import CutOut
     from gal_d2.pool.instance_pool import InstancePool
     from gal_d2.pool.writer import PoolWriter
 
-__all__ = ["CutOut", "GALTrainer", "InstancePool", "PoolWriter", "add_gal_config", "attach"]
+__all__ = [
+    "CopyPasteMapper",
+    "CutOut",
+    "GALTrainer",
+    "InstancePool",
+    "PasteOptions",
+    "PoolWriter",
+    "add_gal_config",
+    "attach",
+]
 
 _HOMES = {
+    "CopyPasteMapper": "gal_d2.copy_paste.mapper",
     "CutOut": "gal_d2.pool.cut_out",
     "GALTrainer": "gal_d2.engine.trainer",
     "InstancePool": "gal_d2.pool.instance_pool",
+    "PasteOptions": "gal_d2.copy_paste.options",
     "PoolWriter": "gal_d2.pool.writer",
     "add_gal_config": "gal_d2.config",
     "attach": "gal_d2.judging.attach",

@@ -17,6 +17,8 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
 
     cfg.GAL = CfgNode()
+    # Project at Weights & Biases that the run's scalars are sent to; "": none are.
+    cfg.GAL.WANDB = ""
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
     _add_generator_keys(cfg.GAL)
@@ -123,15 +125,17 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # What is believed of a cut-out, signal by signal: "<head>_score" (cosine with the class's
     # direction), "<head>_loss" (minus the logarithm of its loss), "score" (the scorer's combined
     # one) or "phi" (the raw dot product).
-    gal.POSTERIOR.SIGNALS = ["box_score", "mask_loss"]
+    gal.POSTERIOR.SIGNALS = ["box_score", "box_loss", "mask_loss"]
     # Value = sum over the signals of WEIGHT x quality, the quality in standard deviations of the
-    # class's scores; a loss's is at most 1. One weight per entry of SIGNALS.
-    gal.POSTERIOR.WEIGHTS = [1.0, 0.5]
+    # class's scores, and at most 1 for the loss of a head that does not classify. One weight per
+    # entry of SIGNALS.
+    gal.POSTERIOR.WEIGHTS = [1.0, 0.5, 0.5]
 
     gal.AUDITION = CfgNode()
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
-    # training image, about; 0: no auditions.
-    gal.AUDITION.IMAGES = 0.1
+    # training image, about: the average of a training, of which the first half gets three quarters;
+    # 0: no auditions.
+    gal.AUDITION.IMAGES = 0.25
     # Steps between two rounds of auditions.
     gal.AUDITION.PERIOD = 100
 

@@ -34,14 +34,13 @@ _OF_THE_SYSTEM = frozenset(
 # What only the data sets for trying things out need.
 _TESTBED_PACKAGES = frozenset({"skimage", "sklearn", "scipy"})
 
-
+LOADER_ENDED = (
+    "a process that loads images was ended from outside; often the memory is too small: lower "
+    "DATALOADER.NUM_WORKERS, and go on with --resume"
+)
 # What torch says where another process of the run has died, and what is to be done.
 _OF_OTHER_PROCESSES = (
-    (
-        re.compile(r"DataLoader worker .*(killed|exited)"),
-        "a process that loads images ended from outside; often the memory is too small: lower "
-        "DATALOADER.NUM_WORKERS, and go on with --resume",
-    ),
+    (re.compile(r"DataLoader worker .*(killed|exited)"), LOADER_ENDED),
     (
         re.compile(r"(?i)connection (closed|reset) by peer|remote process exited|broken pipe"),
         "another process of this run has ended: see what it said, and go on with --resume",

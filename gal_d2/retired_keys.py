@@ -25,18 +25,20 @@ class RetiredKey:
         value: what all runs have now; it was the default.
         remedy: what to do instead of setting it.
         successor: the key that has its meaning now; "": none has.
+        also: further values that mean the same: defaults of earlier releases.
     """
 
     value: Any
     remedy: str = _LEAVE_OUT
     successor: str = ""
+    also: tuple[Any, ...] = ()
 
 
 _RATE = RetiredKey(0.5, "set GAL.ACCEPT.RATE, the share of the whole training", "GAL.ACCEPT.RATE")
 _VETO = "leave it out: GAL.POOL.SAMPLER posterior draws less of what has a high mask loss"
 
 RETIRED_KEYS: Mapping[str, RetiredKey] = {
-    "GAL.POSTERIOR.CEILINGS": RetiredKey([100.0, 1.0]),
+    "GAL.POSTERIOR.CEILINGS": RetiredKey([100.0, 100.0, 1.0], also=([100.0, 1.0],)),
     "GAL.POSTERIOR.PRIOR_COUNT": RetiredKey(0.5),
     "GAL.POSTERIOR.FULL_AREA": RetiredKey(1024.0),
     "GAL.SCORER.ROIS": RetiredKey("gt", "leave it out: an instance is scored on its own box"),
@@ -160,7 +162,7 @@ def _place(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
 def _is_still_so(value: Any, retired: RetiredKey, cfg: CfgNode) -> bool:
     if isinstance(value, tuple):
         value = list(value)
-    if value == retired.value:
+    if value == retired.value or value in retired.also:
         return True
     if not retired.successor:
         return False

@@ -23,18 +23,23 @@ SMALL_MODEL = [
 FROM_SCRATCH = ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", "MODEL.RESNETS.NORM", "BN"]
 
 
+def hasten() -> None:
+    """Have a few steps do what a training does in many: choose partners, compare scores."""
+    from gal_d2.judging import instance_judge
+    from gal_d2.selection.policies import QuantileAccept
+
+    instance_judge.build_scorer = functools.partial(instance_judge.build_scorer, partner_every=2)
+    QuantileAccept.MIN_COUNT = 1
+
+
 def train(args, kill_at: int | None = None) -> None:
     """Train as tools/train_net.py does; with ``kill_at`` the process dies within that step."""
     from detectron2.engine import HookBase
 
     from gal_d2.engine.trainer import GALTrainer
-    from gal_d2.judging import instance_judge
-    from gal_d2.selection.policies import QuantileAccept
     from gal_d2.setup.setup import setup
 
-    # In a few steps, what a training does in many: partners are chosen, scores are compared.
-    instance_judge.build_scorer = functools.partial(instance_judge.build_scorer, partner_every=2)
-    QuantileAccept.MIN_COUNT = 1
+    hasten()
 
     class Killer(HookBase):
         def after_step(self) -> None:

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from gal_d2.config import add_gal_config
 from gal_d2.engine.resume import changed_options, check_options
 from gal_d2.errors import UserError
-from gal_d2.generation.build import generation_recipe
+from gal_d2.generation.options import generation_recipe
 from gal_d2.retired_keys import RETIRED_KEYS, add_retired_keys
 from gal_d2.setup.configuration import load_config
 
@@ -53,7 +53,7 @@ def test_an_earlier_config_of_defaults_is_the_config_of_now(tmp_path):
         ("GAL.GENERATOR.RAY.CUTTERS", "3", "is 3, but this key is gone.*--ray-cutters"),
         ("GAL.GENERATOR.VAE_SLICING", "True", "lower GAL.GENERATOR.BATCH_SIZE"),
         ("GAL.ACCEPT.QUANTILE.START_RATE", "0.3", "set GAL.ACCEPT.RATE"),
-        ("GAL.POSTERIOR.CEILINGS", "[1.0]", r"all runs have \[100.0, 1.0\]: leave it out"),
+        ("GAL.POSTERIOR.CEILINGS", "[1.0]", r"all runs have \[100.0, 100.0, 1.0\]: leave it out"),
     ],
 )
 def test_another_value_is_refused_with_what_to_do(key, value, remedy, tmp_path):

@@ -7,6 +7,10 @@ import json
 import os
 import pickle
 import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +23,13 @@ from gal_d2.errors import UserError
 from gal_d2.files.file_name import as_file_name
 from gal_d2.files.weights_file import read_checkpoint
 from gal_d2.modeling.timm_backbone import TimmBackbone
+from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.importer import list_xpaste
 from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.writer import PoolWriter
+from gal_d2.review.beliefs import beliefs_of
+from gal_d2.review.server import ReviewServer
+from gal_d2.review.session import ReviewSession
 from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.ranking import RankedCutOut, save_gallery
 
@@ -188,7 +197,57 @@ def test_12_the_safety_checker_is_on(repository):
         assert load_config(str(file)).GAL.GENERATOR.SAFETY_CHECKER is True
 
 
+@pytest.fixture
+def review(tmp_path: Path) -> Iterator[ReviewServer]:
+    """The review page of a pool of one cut-out."""
+    with PoolWriter(tmp_path / "pool", names={1: "<b>cup"}) as writer:
+        source = CutOutSource("x", prompt="<script>x</script>")
+        writer.add(1, np.full((3, 3, 4), 255, np.uint8), source=source)
+    pool = InstancePool(tmp_path / "pool")
+    server = ReviewServer(ReviewSession(pool, beliefs_of(pool)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def status(server: ReviewServer, path: str, **headers: str) -> int:
+    request = urllib.request.Request(server.address.replace("/?", f"{path}?"), headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_13_the_review_page_is_for_whoever_has_its_address(review):
+    assert review.server_address[0] == "127.0.0.1" and len(review.token) >= 32
+    assert status(review, "/next") == 200
+    assert status(review, "/next", Host="pool.example") == 403
+    review.token = "another"
+    known = review.address.replace("another", "guessed")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(known, timeout=20)
+
+
+def test_14_other_pages_are_refused(review):
+    assert status(review, "/next", Origin="https://pool.example") == 403
+    with urllib.request.urlopen(review.address, timeout=20) as answer:
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Access-Control-Allow-Origin"] is None
+
+
+def test_15_the_review_page_shows_text_and_no_paths(review):
+    for path in ("/cut_out/../verdicts.jsonl", "/../pool", "/cut_out/..%2f1.png"):
+        assert status(review, path) == 404
+    # In a browser: tests/review/test_page.py.
+    assert "innerHTML" not in review.page and "insertAdjacent" not in review.page
+
+
 def test_the_document_and_these_tests_agree(repository):
     numbers = re.findall(r"^\| (\d+) \|", (repository / "docs/security.md").read_text(), re.M)
-    assert [int(n) for n in numbers] == list(range(1, 13))
+    assert [int(n) for n in numbers] == list(range(1, 16))
     assert all(any(name.startswith(f"test_{int(n):02}_") for name in globals()) for n in numbers)

@@ -143,7 +143,9 @@ def keys_page(source: Path = SOURCE) -> str:
     """The page of the site, in Markdown: a table for each node."""
     found = ConfigSource(source)
     lines, node, comment = [INTRODUCTION], None, ""
-    for key in found.keys:
+    order = list(dict.fromkeys(key.name.rpartition(".")[0] for key in found.keys))
+    # A node's keys stand together, also where the source adds some of them later.
+    for key in sorted(found.keys, key=lambda key: order.index(key.name.rpartition(".")[0])):
         parent, _, name = key.name.rpartition(".")
         if parent != node:
             meaning = found.nodes.get(parent)
@@ -166,6 +168,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     files.append(File.generated(config, PAGE, content=keys_page()))
     return files
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put pages that the menu does not list at the end of its part "How to"."""
+    listed = set(re.findall(r"'([\w./-]+\.md)'", str(config.nav)))
+    pages = (path.name for path in sorted(Path(config.docs_dir).glob("*.md")))
+    how_to = next(part["How to"] for part in config.nav if "How to" in part)
+    how_to += [page for page in pages if page not in listed]
+    return config
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to files that are no pages stay links in the repository; here they are text."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)\s]+\)", r"\1", markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -93,7 +93,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.photos is None or arguments.garments is None:
         raise UserError(
             "--photos and --garments are needed: name copies of bearpaw/clothing-co-parsing and "
-            "alexeygrigorev/clothing-dataset (datasets/README.md)."
+            "alexeygrigorev/clothing-dataset (docs/datasets.md)."
         )
     if arguments.preview is not None and arguments.preview.suffix != ".png":
         raise UserError(f"--preview is {arguments.preview}: give it a name that ends in .png.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gal_d2.errors import UserError
 from gal_d2.pool.allow_list import write_allow_list
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.verdicts import PoolVerdicts, signs_of
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import (
@@ -77,7 +79,7 @@ def filter_pool(args: argparse.Namespace) -> None:
     values = recorded_values(pool, args.ledger, args.by)
     pool_ids = pool.all_ids()
     categories = pool.category_of(pool_ids)
-    kept = keep_by_category(pool_ids, categories, values, rule)
+    kept = keep_with_verdicts(pool, categories, values, rule)
     if args.allow_list is not None:
         write_allow_list(args.allow_list, pool_ids[kept], names)
     if args.output is not None:
@@ -94,6 +96,30 @@ def filter_pool(args: argparse.Namespace) -> None:
         if path is not None:
             print(f"{what}: {path}")
     print(f"kept {kept.sum():,} of {len(kept):,} cut-outs, {scored.sum():,} of which had a score")
+
+
+def keep_with_verdicts(
+    pool: InstancePool, categories: np.ndarray, values: Mapping[int, float], rule: KeepRule
+) -> np.ndarray:
+    """(N,) bool over a pool: by the rule, but what people judged good stays, and bad goes.
+
+    Good ones count as the best of their category, so that ``top`` counts them, too.
+
+    Args:
+        pool: of N cut-outs, with its verdicts.
+        categories: (N,) int64.
+        values, rule: as for :func:`gal_d2.selection.ranking.keep_by_category`.
+    """
+    pool_ids = pool.all_ids()
+    signs = signs_of(pool_ids, PoolVerdicts(pool)())
+    best = max((value for value in values.values() if np.isfinite(value)), default=0.0) + 1
+    values = {**values, **dict.fromkeys(pool_ids[signs > 0].tolist(), best)}
+    candidates = signs >= 0
+    kept = np.zeros(len(pool_ids), bool)
+    kept[candidates] = keep_by_category(pool_ids[candidates], categories[candidates], values, rule)
+    if signs.any():
+        print(f"by verdicts: {(signs > 0).sum():,} stay, {(signs < 0).sum():,} go")
+    return kept | (signs > 0)
 
 
 def copy(

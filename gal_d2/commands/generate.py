@@ -20,20 +20,20 @@ from tqdm import tqdm
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.build import (
-    build_cutter,
     build_generator,
     build_pipeline,
     build_prompts,
     build_store,
     category_names,
     check_options,
-    generation_recipe,
     load_generation_categories,
 )
+from gal_d2.generation.build_cutter import build_cutter
 from gal_d2.generation.journal import DropStatistics, Journal, Outcome
-from gal_d2.generation.pipeline import PoolStore
+from gal_d2.generation.options import generation_recipe
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner
+from gal_d2.generation.store import PoolStore
 from gal_d2.generation.work import WorkUnit, plan_work
 from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.pool_sheet import write_pool_sheets

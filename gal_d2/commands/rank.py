@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
@@ -23,6 +24,7 @@ from gal_d2.errors import UserError
 from gal_d2.files.file_name import as_file_name
 from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.verdicts import BAD, GOOD, PoolVerdicts, signs_of
 from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ranking import criteria, histories, names_of, rank
 from gal_d2.setup.configuration import load_config
@@ -105,7 +107,7 @@ def write(
             "GAL.POOL.ROOT to the pool that was scored."
         )
     table = table.filter(pa.array(in_pool))
-    table = with_sources(table, pool)
+    table = with_verdicts(with_sources(table, pool), pool)
     stem.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, stem.with_suffix(".parquet"))
     pyarrow.csv.write_csv(table, stem.with_suffix(".csv"))
@@ -138,6 +140,16 @@ def with_sources(table: pa.Table, pool: InstancePool) -> pa.Table:
     )
 
 
+def with_verdicts(table: pa.Table, pool: InstancePool) -> pa.Table:
+    """The ranking with what people said: the good ones first, the bad ones last, each by rank."""
+    signs = signs_of(table["pool_id"].to_numpy(), PoolVerdicts(pool)())
+    order = np.argsort(-signs, kind="stable")
+    table = table.append_column("verdict", pa.array(np.array(["", GOOD, BAD])[signs])).take(order)
+    known = table["value"].is_valid().to_numpy(zero_copy_only=False)
+    ranks = pa.array(np.cumsum(known), pa.int64(), mask=~known)
+    return table.set_column(table.column_names.index("rank"), "rank", ranks)
+
+
 def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):
     """A :class:`RankedCutOut` for each row."""
     shown = names_of(table.column_names)
@@ -154,6 +166,6 @@ def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):
             row["value"],
             row["pool_id"],
             numbers,
-            {name: row[name] or "" for name in TEXTS},
+            {name: row[name] or "" for name in ("verdict", *TEXTS)},
             [(e.step, e.score, e.accept) for e in history.get(row["pool_id"], ())],
         )

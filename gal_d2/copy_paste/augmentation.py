@@ -31,15 +31,20 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     if name == "lsj":
         return _large_scale_jitter(cfg)
     if name == "resize":
-        augmentations = utils.build_augmentation(cfg, True)
-        if cfg.INPUT.CROP.ENABLED:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        return augmentations
+        return build_resize(cfg)
     if name == "none":
         return []
     raise UserError(
         f"GAL.DATA.AUGMENTATION is '{name}'; it must be one of {', '.join(AUGMENTATIONS)}."
     )
+
+
+def build_resize(cfg: CfgNode) -> list[T.Augmentation]:
+    """What detectron2's own mapper does to a training image: ``INPUT`` says."""
+    augmentations = utils.build_augmentation(cfg, True)
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    return augmentations
 
 
 def build_probe_augmentations(cfg: CfgNode) -> list[T.Augmentation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from os import PathLike
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
@@ -24,6 +25,7 @@ from gal_d2.copy_paste.paste import paste_cutouts, pick_number
 from gal_d2.copy_paste.place import Placement, prepare_paste
 from gal_d2.copy_paste.real_instances import RealInstances
 from gal_d2.copy_paste.scale import class_scales
+from gal_d2.copy_paste.stand_alone import pool_arguments
 from gal_d2.datasets.probe import ProbeImages
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.datasets.statistics import category_statistics
@@ -210,6 +212,28 @@ class CopyPasteMapper:
                 dataset_dicts, min_size=cfg.GAL.COPY_PASTE.MIN_SIZE
             )
         return arguments
+
+    @classmethod
+    def from_pool(
+        cls,
+        cfg: CfgNode,
+        pool: str | PathLike,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform] | None = None,
+        options: PasteOptions | None = None,
+    ) -> CopyPasteMapper:
+        """A mapper for a plain detectron2 script, which takes the place of ``DatasetMapper``.
+
+        Args:
+            cfg: detectron2's; ``INPUT`` and ``DATASETS.TRAIN`` are read, keys of GAL-D2 are not.
+            pool: its folder. Its categories are found by name in the training set.
+            augmentations: of the scene; None: what ``INPUT`` says.
+            options: how many objects are pasted, how large and how.
+
+        Raises:
+            UserError: the training set has no masks, or the pool nothing of its categories.
+        """
+        return cls(**pool_arguments(cfg, pool, augmentations=augmentations, options=options))
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """Map one dataset dict; it is not changed. See the class."""

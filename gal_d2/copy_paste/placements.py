@@ -19,6 +19,7 @@ from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.paste import paste_cutouts
 from gal_d2.copy_paste.place import Placement, draw_position, place
 from gal_d2.copy_paste.scale import draw_sized
+from gal_d2.datasets.records import object_classes
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
 from gal_d2.pool.cut_out import CorruptCutOutError
@@ -244,7 +245,7 @@ def sample_per_category(
     have = np.zeros(num_classes, np.int64)
     chosen = []
     for index in rng.permutation(len(dicts)).tolist():
-        classes = [a["category_id"] for a in dicts[index]["annotations"] if not a.get("iscrowd", 0)]
+        classes = object_classes(dicts[index])
         if classes and (count == 0 or (have[classes] < count).any()):
             np.add.at(have, classes, 1)
             chosen.append(index)

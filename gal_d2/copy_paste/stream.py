@@ -19,7 +19,7 @@ import torch
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
-from gal_d2.errors import UserError
+from gal_d2.errors import LOADER_ENDED, UserError
 from gal_d2.selection.snapshots import PREFETCH_FACTOR
 
 # How many other images are tried, in turn, when the mapper cannot use one.
@@ -178,6 +178,8 @@ class TrainingLoader:
             yield from batches
         except UserError as error:
             raise UserError(_without_traceback(error)) from error
+        except ConnectionError as error:  # to a worker, before torch has noticed that it is dead
+            raise UserError(f"{LOADER_ENDED}.") from error
 
 
 class _Restartable:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
-import json
-import mmap
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gal_d2.datasets.annotation_cache import CheckedAnnotations, checked_annotations
+from gal_d2.datasets.annotation_json import (
+    fail,
+    parse,
+    parse_tail,
+    without_garbage_collection,
+)
 from gal_d2.datasets.annotation_objects import is_id, normalise_annotations, show_id
+from gal_d2.datasets.annotation_table import AnnotationTable, pack
 from gal_d2.datasets.object_report import ObjectReport
-from gal_d2.errors import UserError
 
 FREQUENCIES = ("r", "c", "f")
 RARE_MAX_IMAGES = 10
 COMMON_MAX_IMAGES = 100
 
-# The category list is looked for in this much of the end of the file before the whole is parsed.
-_CATEGORY_TAIL_BYTES = 64 * 2**20
+# What is read of a category.
+_CATEGORY_KEYS = ("id", "name", "frequency", "image_count", "def", "synonyms")
 # pycocotools counts an image's pixels in 32 bits.
 _MAX_PIXELS = 2**31 - 1
-
-
-class DatasetNotFoundError(UserError):
-    """A file of a data set, or the data set itself, is not there."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class AnnotationFile:
 
     path: Path
     images: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
+    annotations: AnnotationTable
     categories: tuple[Category, ...]
     exhaustive: bool
     report: ObjectReport
@@ -81,36 +79,11 @@ def frequency_of(image_count: int) -> str:
     return "c" if image_count <= COMMON_MAX_IMAGES else "f"
 
 
-def file_signature(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns: what says that a cached reading is still good.
-
-    Raises:
-        DatasetNotFoundError: the file is not there.
-    """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise _not_there(path) from error
-    return stat.st_size, stat.st_mtime_ns
-
-
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Reading makes millions of objects and no cycle; looking for one takes a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@without_garbage_collection()
 def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> AnnotationFile:
-    """Read and check a whole annotation JSON, in one pass and without copying annotations.
+    """The checked content of an annotation JSON, parsed or as it was kept when it was parsed.
 
-    Annotations without a usable mask are left out; ``report`` counts them. Nothing is logged.
+    Annotations without a usable mask are left out; ``report`` counts them. Nothing is logged about
+    them.
 
     Args:
         path: of the JSON.
@@ -122,15 +95,9 @@ def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> A
         UserError: broken JSON, or a missing or senseless field.
     """
     path = Path(path)
-    content = _parse(path)
-    raw_categories = _category_dicts(path, content)
-    images, federated = _check_images(path, _field(path, content, "images"))
-    annotations, report = normalise_annotations(
-        _field(path, content, "annotations"),
-        {image["id"]: image for image in images},
-        {category["id"] for category in raw_categories},
-        functools.partial(_fail, path),
-    )
+    checked = checked_annotations(path, lambda: check_annotations(path))
+    raw_categories = checked.about["categories"]
+    report = ObjectReport.from_json(checked.about["report"])
     left_out = {}
     if annotated_only and report.total:
         left_out = {
@@ -140,17 +107,46 @@ def read_annotation_file(path: str | Path, *, annotated_only: bool = False) -> A
         }
     return AnnotationFile(
         path=path,
-        images=images,
-        annotations=annotations,
+        images=checked.table.images(),
+        annotations=checked.table,
         categories=_categories(
             path,
             [raw for raw in raw_categories if raw["id"] not in left_out],
-            _image_counts(annotations),
+            dict(checked.about["image_counts"]),
         ),
-        exhaustive=not federated,
+        exhaustive=checked.about["exhaustive"],
         report=report,
         left_out=left_out,
     )
+
+
+@without_garbage_collection()
+def check_annotations(path: Path) -> CheckedAnnotations:
+    """Parse and check a whole annotation JSON.
+
+    Raises:
+        DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
+    """
+    content = parse(path)
+    raw_categories = _category_dicts(path, content)
+    images, federated = _check_images(path, _field(path, content, "images"))
+    raw_annotations = _field(path, content, "annotations")
+    annotations, report = normalise_annotations(
+        raw_annotations,
+        {image["id"]: image for image in images},
+        {category["id"] for category in raw_categories},
+        functools.partial(fail, path),
+    )
+    raw_annotations.clear()  # so that packing frees each as it goes
+    about = {
+        "categories": [
+            {key: raw[key] for key in _CATEGORY_KEYS if key in raw} for raw in raw_categories
+        ],
+        "exhaustive": not federated,
+        "image_counts": list(_image_counts(annotations).items()),
+        "report": report.to_json(),
+    }
+    return CheckedAnnotations(AnnotationTable(pack(images, annotations)), about)
 
 
 def read_categories(path: str | Path, *, annotated_only: bool = False) -> tuple[Category, ...]:
@@ -166,7 +162,7 @@ def read_categories(path: str | Path, *, annotated_only: bool = False) -> tuple[
         DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
     """
     path = Path(path)
-    tail = _parse_tail(path)
+    tail = parse_tail(path)
     if tail is not None:
         raw_categories = _category_dicts(path, tail)
         if all("frequency" in c and "image_count" in c for c in raw_categories):
@@ -181,82 +177,38 @@ def read_category_names(path: str | Path) -> dict[int, str]:
         DatasetNotFoundError, UserError: as :func:`read_annotation_file`.
     """
     path = Path(path)
-    content = _parse_tail(path)
+    content = parse_tail(path)
     return {
         raw["id"]: raw["name"]
-        for raw in _category_dicts(path, _parse(path) if content is None else content)
+        for raw in _category_dicts(path, parse(path) if content is None else content)
     }
-
-
-def _not_there(path: Path) -> DatasetNotFoundError:
-    return DatasetNotFoundError(
-        f"The annotation file '{path}' is not there: datasets/README.md describes where each data "
-        "set is expected (below $DETECTRON2_DATASETS) and how to get it."
-    )
-
-
-def _fail(path: Path, problem: str, cause: BaseException | None = None) -> None:
-    raise UserError(f"{path}: {problem}") from cause
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    file_signature(path)
-    try:
-        with path.open("rb") as file:
-            content = json.loads(file.read())
-    except OSError as error:
-        _fail(path, f"cannot be read ({error.strerror}); give a readable annotation JSON.", error)
-    except (ValueError, RecursionError) as error:  # also JSONDecodeError and UnicodeDecodeError
-        _fail(path, f"is not valid JSON ({error}); download or export the file again.", error)
-    if not isinstance(content, dict):
-        _fail(path, "must hold one JSON object with images, annotations and categories.")
-    return content
-
-
-def _parse_tail(path: Path) -> dict[str, Any] | None:
-    """The part of the file from the last '"categories"' key on, if that key is a top-level one.
-
-    It is one exactly when the text from there to the end, with '{' before it, is a whole object.
-    """
-    size, _ = file_signature(path)
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            start = view.rfind(b'"categories"', max(0, size - _CATEGORY_TAIL_BYTES))
-            tail = view[start:] if start >= 0 else b""
-        return json.loads(b"{" + tail)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ):  # parsing the whole file tells what is wrong, if anything is
-        return None
 
 
 def _field(path: Path, content: dict[str, Any], key: str) -> list[dict[str, Any]]:
     value = content.get(key)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        _fail(path, f"the field '{key}' must be a list of objects, as in LVIS or COCO format.")
+        fail(path, f"the field '{key}' must be a list of objects, as in LVIS or COCO format.")
     return value
 
 
 def _category_dicts(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     categories = _field(path, content, "categories")
     if not categories:
-        _fail(path, "the field 'categories' is empty; list at least one category.")
+        fail(path, "the field 'categories' is empty; list at least one category.")
     seen = set()
     for category in categories:
         category_id = category.get("id")
         if not is_id(category_id):
-            _fail(
+            fail(
                 path,
                 f"category {category.get('name')!r:.60} has the id {show_id(category_id)}; make "
                 "the ids whole numbers from 0 on.",
             )
         if category_id in seen:
-            _fail(path, f"category id {category_id} occurs twice in 'categories'; make it unique.")
+            fail(path, f"category id {category_id} occurs twice in 'categories'; make it unique.")
         seen.add(category_id)
         if not _is_text(category.get("name")):
-            _fail(path, f"category {category_id} needs a 'name' (text).")
+            fail(path, f"category {category_id} needs a 'name' (text).")
     return sorted(categories, key=lambda category: category["id"])
 
 
@@ -267,7 +219,7 @@ def _categories(
     id_of: dict[str, int] = {}
     for raw in raw_categories:
         if raw["name"] in id_of:
-            _fail(
+            fail(
                 path,
                 f"the categories {id_of[raw['name']]} and {raw['id']} are both named "
                 f"'{raw['name']}'; rename one, or give their annotations one category_id.",
@@ -275,14 +227,14 @@ def _categories(
         id_of[raw["name"]] = raw["id"]
         image_count = raw.get("image_count", image_counts.get(raw["id"], 0))
         if not is_id(image_count):
-            _fail(
+            fail(
                 path,
                 f"category {raw['id']}: image_count is {image_count!r:.60}; give a whole number "
                 ">= 0, or leave the field out to have it counted.",
             )
         frequency = raw.get("frequency", frequency_of(image_count))
         if frequency not in FREQUENCIES:
-            _fail(
+            fail(
                 path,
                 f"category {raw['id']}: frequency is {frequency!r:.60}; use 'r', 'c' or 'f', or "
                 "leave the field out to have it derived.",
@@ -320,23 +272,23 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> tuple[list[dict[s
         image_id = image.get("id")
         if not is_id(image_id):
             name = image.get("file_name")
-            _fail(
+            fail(
                 path,
                 f"the image {name!r:.200} has the id {show_id(image_id)}; make the ids whole "
                 "numbers from 0 on.",
             )
         if image_id in seen:
-            _fail(path, f"image id {image_id} occurs twice in 'images'; make it unique.")
+            fail(path, f"image id {image_id} occurs twice in 'images'; make it unique.")
         seen.add(image_id)
         for key in ("height", "width"):
             value = image.get(key)
             if type(value) is not int or value <= 0:
-                _fail(
+                fail(
                     path,
                     f"image {image_id}: {key} is {value!r:.60}; give its pixels, an integer.",
                 )
         if image["height"] * image["width"] > _MAX_PIXELS:
-            _fail(
+            fail(
                 path,
                 f"image {image_id}: height x width is more than {_MAX_PIXELS} pixels; correct "
                 "them, or cut the image into tiles.",
@@ -346,7 +298,7 @@ def _check_images(path: Path, images: list[dict[str, Any]]) -> tuple[list[dict[s
             federated |= key in image
             value = image.setdefault(key, [])
             if not isinstance(value, list) or not all(map(is_id, value)):
-                _fail(path, f"image {image_id}: {key} is {value!r:.60}; give a list of ids.")
+                fail(path, f"image {image_id}: {key} is {value!r:.60}; give a list of ids.")
     return sorted(images, key=lambda image: image["id"]), federated
 
 
@@ -354,9 +306,9 @@ def _check_image_name(path: Path, image: dict[str, Any]) -> None:
     for key in ("file_name", "coco_url"):
         value = image.get(key)
         if value is not None and (not _is_text(value) or "\0" in value):
-            _fail(path, f"image {image['id']}: {key} is {value!r:.200}; give a file's name.")
+            fail(path, f"image {image['id']}: {key} is {value!r:.200}; give a file's name.")
     if not image.get("file_name") and not image.get("coco_url"):
-        _fail(path, f"image {image['id']} has neither 'file_name' nor 'coco_url'; add a file_name.")
+        fail(path, f"image {image['id']} has neither 'file_name' nor 'coco_url'; add a file_name.")
 
 
 def _is_text(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -115,6 +115,41 @@ class ObjectReport:
     def num_used(self) -> int:
         """Objects with a mask that are no crowds: what trains, and what is found or missed."""
         return self.total - self.crowds.count - self.num_unusable - self.foreign.count
+
+    def to_json(self) -> dict[str, Any]:
+        """In what JSON has; of a file alone, before categories of another one are applied."""
+        return {
+            "total": self.total,
+            "crowds": asdict(self.crowds),
+            "unusable": [[why.name, asdict(finding)] for why, finding in self.unusable.items()],
+            "corrections": [
+                [what.name, asdict(finding)] for what, finding in self.corrections.items()
+            ],
+            "objects_of": list(self.objects_of.items()),
+            "crowds_of": list(self.crowds_of.items()),
+            "unusable_of": [
+                [category_id, [[why.name, count] for why, count in reasons.items()]]
+                for category_id, reasons in self.unusable_of.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ObjectReport:
+        """What :meth:`to_json` gave."""
+        return cls(
+            total=stored["total"],
+            crowds=Finding(**stored["crowds"]),
+            unusable={Unusable[name]: Finding(**found) for name, found in stored["unusable"]},
+            corrections={
+                Correction[name]: Finding(**found) for name, found in stored["corrections"]
+            },
+            objects_of=Counter(dict(stored["objects_of"])),
+            crowds_of=Counter(dict(stored["crowds_of"])),
+            unusable_of={
+                category_id: Counter({Unusable[name]: count for name, count in reasons})
+                for category_id, reasons in stored["unusable_of"]
+            },
+        )
 
     def add_crowd(self, annotation_id: int, image_id: int, category_id: int) -> None:
         self.crowds.add(annotation_id, image_id)

@@ -15,6 +15,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.common import DatasetFromList
 
+from gal_d2.datasets.records import object_classes
 from gal_d2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def split_probe(cfg: CfgNode, dicts: list[dict]) -> tuple[list[dict], list[dict]
         raise UserError(f"GAL.SCORER.PROBE.FRACTION is {fraction}: set it to a value in [0, 0.5].")
     if fraction == 0:
         return dicts, dicts
-    held_out = hold_out([_classes(d) for d in dicts], fraction, cfg.GAL.SCORER.SEED)
+    held_out = hold_out([object_classes(d) for d in dicts], fraction, cfg.GAL.SCORER.SEED)
     if not held_out.any():
         raise UserError(
             f"GAL.SCORER.PROBE.FRACTION is {fraction}, which holds out none of the {len(dicts)} "
@@ -110,7 +111,9 @@ class ProbeImages:
     """
 
     def __init__(self, dicts: list[dict]) -> None:
-        pairs = [(c, image) for image, d in enumerate(dicts) for c in sorted(_classes(d))]
+        pairs = [
+            (c, image) for image, d in enumerate(dicts) for c in sorted(set(object_classes(d)))
+        ]
         table = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
         self._classes, starts = np.unique(table[:, 0], return_index=True)
         self._starts = np.append(starts, len(table))
@@ -154,8 +157,3 @@ class ProbeImages:
 def probe_samples(batch: Iterable[dict]) -> list[dict]:
     """The probe's samples of a batch of the mapper's."""
     return [sample for pasted in batch for sample in pasted.get("probe", ())]
-
-
-def _classes(dataset_dict: dict) -> set[int]:
-    annotations = dataset_dict.get("annotations", ())
-    return {a["category_id"] for a in annotations if not a.get("iscrowd", 0)}

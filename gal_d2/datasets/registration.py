@@ -12,32 +12,33 @@ with its data sets.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import logging
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import detectron2.data.datasets  # noqa: F401  (it registers names that ours replace)
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
-from detectron2.structures import BoxMode
 
 from gal_d2.datasets.annotation_file import (
     AnnotationFile,
     Category,
-    DatasetNotFoundError,
-    file_signature,
     read_annotation_file,
     read_categories,
     read_category_names,
+)
+from gal_d2.datasets.annotation_json import (
+    DatasetNotFoundError,
+    file_signature,
     without_garbage_collection,
 )
-from gal_d2.datasets.image_paths import find_image, first_value, leaves_folder
 from gal_d2.datasets.object_report import ObjectReport
+from gal_d2.datasets.records import make_records
+from gal_d2.datasets.shared_categories import log_findings, require_listed, with_categories
+from gal_d2.datasets.source import Source, first_image
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import WarnOnce
 
@@ -73,28 +74,7 @@ _FROM_JSON = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a data set's files are.
-
-    ``split_folders``: images lie in ``image_root/<split>/<name>``, the last two parts of their
-    ``coco_url``, as LVIS is laid out; otherwise in ``image_root/<file_name>``.
-    ``annotated_only``: categories without any annotation are no classes.
-    """
-
-    json_file: Path
-    image_root: Path
-    categories_from: str | None = None
-    split_folders: bool = False
-    annotated_only: bool = False
-
-    @property
-    def own_classes_annotated_only(self) -> bool:
-        """Where another set gives the classes, what this one has no annotation of is no matter."""
-        return self.annotated_only or self.categories_from is not None
-
-
-_sources: dict[str, _Source] = {}
+_sources: dict[str, Source] = {}
 # What became of a file's objects, by (path, size and time): said and counted once a process.
 _reports: dict[tuple[Path, tuple[int, int]], ObjectReport] = {}
 
@@ -141,7 +121,7 @@ def register_instances(
     Raises:
         UserError: the name is taken, with other arguments; or ``categories_from`` is unknown.
     """
-    source = _Source(
+    source = Source(
         Path(json_file), Path(image_root), categories_from, annotated_only=annotated_only
     )
     _register(name, source, replace=replace)
@@ -155,7 +135,7 @@ def register_lvis(root: str | Path | None = None) -> None:
     """
     root = _root(root)
     for name, json_file in _LVIS_V1.items():
-        source = _Source(root / json_file, root / "coco", split_folders=True)
+        source = Source(root / json_file, root / "coco", split_folders=True)
         _register(name, source, replace=True)
 
 
@@ -199,13 +179,13 @@ def require_dataset(name: str) -> None:
     if not source.image_root.is_dir():
         missing = source.image_root
     else:
-        image = _first_image(source)
+        image = first_image(source)
         if image is not None and not image.is_file() and not _has_other_images(name):
             missing = image
     if missing is not None:
         raise DatasetNotFoundError(
             f"The images of data set '{name}' are not there ('{missing}' is missing): "
-            "datasets/README.md describes where they are expected and how to get them."
+            "docs/datasets.md describes where they are expected and how to get them."
         )
 
 
@@ -257,9 +237,10 @@ def load_annotation_file(name: str) -> AnnotationFile:
         source.json_file, annotated_only=source.own_classes_annotated_only
     )
     if source.categories_from is not None:
-        content = _with_other_categories(name, content)
+        categories = _checked_categories(name, content.categories)
+        content = with_categories(content, categories, source.categories_from)
     if (source.json_file, signature) not in _reports:
-        _log_changes(content, follows_another=source.categories_from is not None)
+        log_findings(content, follows_another=source.categories_from is not None)
         _reports[source.json_file, signature] = content.report
     return content
 
@@ -292,41 +273,14 @@ def load_instances(name: str) -> list[dict[str, Any]]:
     source = _source(name)
     content = load_annotation_file(name)
     # The file may have changed since its categories were read, and the records must agree.
-    metadata = _category_metadata(content.categories)
-    MetadataCatalog.get(name).__dict__.update(metadata)
-    class_of = metadata["thing_dataset_id_to_contiguous_id"]
-
-    records = {}
-    renamed = []
-    for image in content.images:
-        name_in_json = _image_name(source, image)
-        file_name = find_image(source.image_root, name_in_json)
-        if file_name != os.path.join(source.image_root, name_in_json):
-            renamed.append((name_in_json, file_name))
-        records[image["id"]] = {
-            "file_name": file_name,
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "not_exhaustive_category_ids": image["not_exhaustive_category_ids"],
-            "neg_category_ids": image["neg_category_ids"],
-            "annotations": [],
-        }
-    for annotation in content.annotations:
-        records[annotation["image_id"]]["annotations"].append(
-            {
-                "bbox": annotation["bbox"],
-                "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": class_of[annotation["category_id"]],
-                "segmentation": annotation["segmentation"],
-                "iscrowd": annotation["iscrowd"],
-            }
-        )
+    MetadataCatalog.get(name).__dict__.update(_category_metadata(content.categories))
+    records, renamed = make_records(source, content)
     if renamed:
+        found, file_name = renamed[0]
         _warn_once(
             f"{source.json_file} names",
             f"{source.json_file}: {len(renamed)} image names are read with / for \\, or in another "
-            f"Unicode form, as the files have it (first: '{renamed[0][0]}' is {renamed[0][1]})",
+            f"Unicode form, as the files have it (first: '{found}' is {file_name})",
         )
     # Of the objects, `ObjectReport.counts` tells: a second total beside it would only puzzle.
     logger.info(
@@ -336,7 +290,7 @@ def load_instances(name: str) -> list[dict[str, Any]]:
         len(content.categories),
         time.perf_counter() - start,
     )
-    return list(records.values())
+    return records
 
 
 def _has_other_images(name: str) -> bool:
@@ -354,11 +308,11 @@ def _register_prepared(name: str, root: str | Path | None) -> None:
     """Both splits of a set that one of this project's tools makes in a folder of its name."""
     folder = _root(root) / name
     for split in ("train", "val"):
-        source = _Source(folder / "annotations" / f"{name}_{split}.json", folder / "images" / split)
+        source = Source(folder / "annotations" / f"{name}_{split}.json", folder / "images" / split)
         _register(f"{name}_{split}", source, replace=True)
 
 
-def _register(name: str, source: _Source, *, replace: bool) -> None:
+def _register(name: str, source: Source, *, replace: bool) -> None:
     if source.categories_from is not None:
         if source.categories_from == name:
             raise UserError(f"Data set '{name}' cannot take its categories from itself.")
@@ -384,7 +338,7 @@ def _register(name: str, source: _Source, *, replace: bool) -> None:
     MetadataCatalog[name] = metadata
 
 
-def _source(name: str) -> _Source:
+def _source(name: str) -> Source:
     """Where the files of a set are: one registered here, or any other whose metadata says so."""
     if name in _sources:
         return _sources[name]
@@ -393,7 +347,7 @@ def _source(name: str) -> _Source:
         nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(_sources)
         raise DatasetNotFoundError(
             f"There is no data set '{name}'; the nearest registered ones are: "
-            f"{', '.join(nearest) or 'none'}. datasets/README.md describes how to register yours."
+            f"{', '.join(nearest) or 'none'}. docs/datasets.md describes how to register yours."
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None or metadata.get("image_root") is None:
@@ -401,7 +355,7 @@ def _source(name: str) -> _Source:
             f"Data set '{name}' has no annotation JSON in its metadata; register it with "
             "gal_d2.datasets.registration.register_instances."
         )
-    return _Source(
+    return Source(
         Path(metadata.json_file),
         Path(metadata.image_root),
         split_folders=metadata.get("evaluator_type") == "lvis",
@@ -421,56 +375,8 @@ def _checked_categories(name: str, own: tuple[Category, ...]) -> tuple[Category,
     name_of = {category.id: category.name for category in categories}
     if _source(other).annotated_only and any(category.id not in name_of for category in own):
         name_of = read_category_names(_source(other).json_file)
-    for category in own:
-        if name_of.get(category.id) != category.name:
-            raise UserError(
-                f"{_sources[name].json_file}: category {category.id} is '{category.name}', but "
-                f"{name_of.get(category.id, 'missing')!r} in data set '{other}'; use the same "
-                "category list in both."
-            )
+    require_listed(_sources[name].json_file, own, name_of, other)
     return categories
-
-
-def _with_other_categories(name: str, content: AnnotationFile) -> AnnotationFile:
-    """``content`` with the categories of ``categories_from``, and without objects of others."""
-    categories = _checked_categories(name, content.categories)
-    classes = {category.id for category in categories}
-    if classes.issuperset(content.report.objects_of):
-        return dataclasses.replace(content, categories=categories)
-    names = {c.id: c.name for c in content.categories}
-    annotations = []
-    for annotation in content.annotations:
-        if annotation["category_id"] in classes:
-            annotations.append(annotation)
-        else:
-            content.report.add_foreign(annotation)
-    foreign = sorted(content.report.objects_of.keys() - classes)
-    logger.warning(
-        "%s: the objects of %s are left out: they are no classes of data set '%s', which has no "
-        "annotation of them; to make one a class, give it an 'image_count' (0) there",
-        content.path,
-        ", ".join(f"'{names[i]}'" for i in foreign),
-        _sources[name].categories_from,
-    )
-    return dataclasses.replace(content, categories=categories, annotations=annotations)
-
-
-def _log_changes(content: AnnotationFile, *, follows_another: bool) -> None:
-    for what, finding in content.report.corrections.items():
-        logger.warning(
-            "%s: %d annotations %s (ids %s)",
-            content.path,
-            finding.count,
-            what.value,
-            finding.some_ids,
-        )
-    if content.left_out and not follows_another:
-        logger.warning(
-            "%s: no annotation is of %s: no class, and nothing is generated for it; to make one a "
-            "class, give it an 'image_count' (0) there",
-            content.path,
-            ", ".join(f"'{name}' (id {i})" for i, name in content.left_out.items()),
-        )
 
 
 def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
@@ -484,27 +390,6 @@ def _category_metadata(categories: tuple[Category, ...]) -> dict[str, Any]:
             {"id": category.id, "image_count": category.image_count} for category in categories
         ],
     }
-
-
-def _image_name(source: _Source, image: dict[str, Any]) -> str:
-    url, name = image.get("coco_url"), image.get("file_name")
-    if url and (source.split_folders or not name):
-        name = "/".join(url.split("/")[-2:])
-    if leaves_folder(source.image_root, name):
-        raise UserError(
-            f"{source.json_file}: image {image.get('id', '')} is '{name}', which lies outside of "
-            f"the image folder {source.image_root}: give the folder that holds all images."
-        )
-    return name
-
-
-def _first_image(source: _Source) -> Path | None:
-    """The file of the first image, found without parsing the JSON; None if it names none."""
-    keys = ("coco_url",) if source.split_folders else ("file_name", "coco_url")
-    found = first_value(source.json_file, keys)
-    if found is None:
-        return None
-    return Path(find_image(source.image_root, _image_name(source, dict([found]))))
 
 
 register_all()

@@ -1,25 +1,16 @@
-"""How many and how large the objects of each class are; computed once per annotation file."""
+"""How many and how large the objects of each class are."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from gal_d2.datasets.annotation_file import AnnotationFile, file_signature
+from gal_d2.datasets.annotation_file import AnnotationFile
+from gal_d2.datasets.annotation_json import file_signature
 from gal_d2.datasets.registration import load_annotation_file, load_metadata
-from gal_d2.files.atomic_file import replacing
-from gal_d2.files.checksum import require_intact, seal_zip
-
-logger = logging.getLogger(__name__)
-
-# Part of the cache's key: raise it when the meaning of a field changes.
-_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +35,7 @@ class CategoryStatistics:
 
 
 def category_statistics(dataset_name: str) -> CategoryStatistics:
-    """Statistics of a registered data set, from the cache file next to its annotations if valid.
-
-    The cache is ``<stem of the JSON>.statistics.npz``. It is good for one size and modification
-    time of the JSON and one category list. Where it cannot be written, that is logged, and
-    the result is kept for this process only.
+    """Statistics of a registered data set; the process keeps them as long as the JSON stays.
 
     Raises:
         DatasetNotFoundError: the name is unknown, or its annotation file is missing.
@@ -57,40 +44,45 @@ def category_statistics(dataset_name: str) -> CategoryStatistics:
     metadata = load_metadata(dataset_name)
     json_file = Path(metadata.json_file)
     category_ids = tuple(sorted(metadata.thing_dataset_id_to_contiguous_id))
-    return _cached(dataset_name, json_file, file_signature(json_file), category_ids)
+    return _kept(dataset_name, json_file, file_signature(json_file), category_ids)
 
 
 @lru_cache(maxsize=8)
-def _cached(
+def _kept(
     dataset_name: str, json_file: Path, signature: tuple[int, int], category_ids: tuple[int, ...]
 ) -> CategoryStatistics:
-    cache = json_file.with_name(f"{json_file.stem}.statistics.npz")
-    key = np.array([_FORMAT, *signature, *category_ids], dtype=np.int64)
-    statistics = _read(cache, key)
-    if statistics is None:
-        statistics = compute_statistics(load_annotation_file(dataset_name))
-        _write(cache, key, statistics)
-    return statistics
+    return compute_statistics(load_annotation_file(dataset_name))
 
 
 def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
     """Count and measure the instances of an annotation file; its crowds are ignored."""
-    class_of = {category.id: index for index, category in enumerate(content.categories)}
-    index_of = {image["id"]: index for index, image in enumerate(content.images)}
     image_area = np.array(
         [image["height"] * image["width"] for image in content.images], dtype=np.float64
     )
-    instances = [ann for ann in content.annotations if not ann["iscrowd"]]
-    count = len(instances)
-    classes = np.fromiter((class_of[a["category_id"]] for a in instances), np.int64, count)
-    images = np.fromiter((index_of[a["image_id"]] for a in instances), np.int64, count)
-    area = np.fromiter((a["area"] for a in instances), np.float64, count)
-    scale = np.sqrt(area / image_area[images])
+    table = content.annotations
+    is_object = table.column("crowd") == 0
+    of_rows = table.classes_by_row([category.id for category in content.categories])
+    classes = of_rows[table.order][is_object]
+    images = table.image_indices()[is_object]
+    scale = np.sqrt(table.column("area")[is_object] / image_area[images])
+    return statistics_of(classes, images, scale, len(content.categories))
 
-    num_classes = len(class_of)
+
+def statistics_of(
+    classes: np.ndarray, images: np.ndarray, scale: np.ndarray, num_classes: int
+) -> CategoryStatistics:
+    """Count and measure N instances.
+
+    Args:
+        classes: (N,) int64, class index.
+        images: (N,) int64, index of the image, from 0.
+        scale: (N,) float64, sqrt(instance area / image area).
+        num_classes: C.
+    """
     instance_count = np.bincount(classes, minlength=num_classes)
-    pairs = np.unique(classes * max(len(content.images), 1) + images)
-    image_count = np.bincount(pairs // max(len(content.images), 1), minlength=num_classes)
+    num_images = int(images.max(initial=0)) + 1
+    pairs = np.unique(classes * num_images + images)
+    image_count = np.bincount(pairs // num_images, minlength=num_classes)
     with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is documented
         mean = np.bincount(classes, scale, minlength=num_classes) / instance_count
         deviation = (scale - mean[classes]) ** 2
@@ -100,37 +92,6 @@ def compute_statistics(content: AnnotationFile) -> CategoryStatistics:
         instance_count=instance_count,
         scale_mean=mean,
         scale_std=std,
-        overall_mean=float(scale.mean()) if count else float("nan"),
-        overall_std=float(scale.std()) if count else float("nan"),
+        overall_mean=float(scale.mean()) if len(scale) else float("nan"),
+        overall_std=float(scale.std()) if len(scale) else float("nan"),
     )
-
-
-def _read(cache: Path, key: np.ndarray) -> CategoryStatistics | None:
-    try:
-        require_intact(cache)
-        with np.load(cache, allow_pickle=False) as stored:
-            if not np.array_equal(stored["key"], key):
-                return None
-            return CategoryStatistics(
-                image_count=stored["image_count"],
-                instance_count=stored["instance_count"],
-                scale_mean=stored["scale_mean"],
-                scale_std=stored["scale_std"],
-                overall_mean=float(stored["overall_mean"]),
-                overall_std=float(stored["overall_std"]),
-            )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logger.warning("%s is not readable (%s); it is computed anew", cache, error)
-        return None
-
-
-def _write(cache: Path, key: np.ndarray, statistics: CategoryStatistics) -> None:
-    try:
-        with replacing(cache) as temporary:
-            with temporary.open("wb") as file:
-                np.savez(file, key=key, **dataclasses.asdict(statistics))
-            seal_zip(temporary)
-    except OSError as error:
-        logger.warning("%s cannot be written (%s); the next run computes it again", cache, error)

@@ -13,14 +13,18 @@ from gal_d2.copy_paste.augmentation import build_probe_augmentations
 from gal_d2.copy_paste.stream import sample_seed
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.engine.ema import EMAHook
+from gal_d2.engine.key_figures import KeyFiguresHook
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.progress import ProgressHook
+from gal_d2.engine.report_hook import ReportHook
 from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, categories_source
-from gal_d2.interleaving.interleave import InterleaveHook
+from gal_d2.interleaving.hook import InterleaveHook
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.judge_hook import JudgeHook
 from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.growth import pool_state
+from gal_d2.pool.verdicts import PoolVerdicts
+from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view
 from gal_d2.selection.snapshots import Snapshots
 
@@ -58,6 +62,15 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
         )
         built.append(interleave)
     draws_by_posterior = pool is not None and cfg.GAL.POOL.SAMPLER == "posterior"
+    if draws_by_posterior:
+        built.append(
+            VerdictHook(
+                trainer.judge.posterior,
+                PoolVerdicts(pool),
+                period=cfg.GAL.SNAPSHOTS.PERIOD,
+                output_dir=cfg.OUTPUT_DIR,
+            )
+        )
     if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
         auditions = build_audition_hook(trainer)
         if interleave is not None:
@@ -76,8 +89,11 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
         built.append(hooks.PeriodicCheckpointer(trainer.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD))
     built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, trainer.evaluate))
     if comm.is_main_process():
+        if trainer.judge:
+            built.append(KeyFiguresHook(trainer.judge))
         built.append(hooks.PeriodicWriter(trainer.build_writers(), period=20))
         built.append(ProgressHook())
+        built.append(ReportHook(cfg.OUTPUT_DIR))
     return built
 
 

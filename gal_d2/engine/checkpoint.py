@@ -341,8 +341,9 @@ def local_weights(path: str, key: str = _WEIGHTS_KEY) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    """The first line of what an error says, or the system, behind torch's words."""
+    of_system = getattr(error, "strerror", None) or getattr(error.__context__, "strerror", None)
+    said = of_system or str(error).strip() or type(error).__name__
     return f"{said.splitlines()[0]:.200}"
 
 

@@ -16,6 +16,7 @@ from gal_d2.copy_paste.mapper import CopyPasteMapper
 from gal_d2.copy_paste.stream import TrainingLoader
 from gal_d2.datasets.evaluation_mapper import EvaluationMapper
 from gal_d2.datasets.probe import split_probe
+from gal_d2.datasets.records import repeat_factors
 from gal_d2.errors import UserError
 from gal_d2.setup.start_checks import load_training_dicts
 
@@ -51,17 +52,14 @@ def build_train_loader(cfg: CfgNode, seed: int) -> TrainingLoader:
 def training_order(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Iterable[int]]:
     """What gives, from a seed, the endless order of dataset indices for this process.
 
-    Uniform or by repeat factor. It does not keep ``dicts``: as Python objects, LVIS's annotations
-    take several times the memory that they take serialised.
+    Uniform or by repeat factor. It does not keep ``dicts``.
     """
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name == "TrainingSampler":
         size = len(dicts)
         return lambda seed: TrainingSampler(size, seed=seed)
     if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dicts, cfg.DATALOADER.REPEAT_THRESHOLD
-        )
+        factors = repeat_factors(dicts, cfg.DATALOADER.REPEAT_THRESHOLD)
         return lambda seed: RepeatFactorTrainingSampler(factors, seed=seed)
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{name}': choose TrainingSampler or "

@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 import gal_d2.modeling  # noqa: F401  (registers the ROI heads and backbones)
@@ -24,8 +25,10 @@ from gal_d2.engine.optimizer import build_optimizer
 from gal_d2.engine.precision import autocast_dtype
 from gal_d2.engine.resume import adopt_learning_rate, check_steps_left
 from gal_d2.engine.train_step import MixedPrecisionTrainer
+from gal_d2.engine.wandb_writer import WandbWriter
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
-from gal_d2.interleaving.interleave import Interleaver, build_interleaver
+from gal_d2.interleaving.build import build_interleaver
+from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.judging.attach import attach
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.judge import Judge
@@ -137,6 +140,11 @@ class GALTrainer(DefaultTrainer):
         if comm.is_main_process():
             logger.info("%s", end_summary(self.cfg.OUTPUT_DIR))
         return results
+
+    def build_writers(self) -> list[EventWriter]:
+        """detectron2's, and that to Weights & Biases where ``GAL.WANDB`` asks for it."""
+        writers = super().build_writers()
+        return [*writers, WandbWriter(self.cfg)] if self.cfg.GAL.WANDB else writers
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""

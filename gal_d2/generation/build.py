@@ -4,46 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
 from gal_d2.datasets.annotation_file import Category, read_categories
 from gal_d2.datasets.category_names import CategoryNames
-from gal_d2.datasets.registration import (
-    load_instances,
-    load_metadata,
-    register_instances,
-    require_dataset,
-)
+from gal_d2.datasets.registration import load_metadata
 from gal_d2.errors import UserError
-from gal_d2.generation.clip import ClipScorer
+from gal_d2.generation.build_cutter import build_cutter
 from gal_d2.generation.cutout_generator import CutoutGenerator, open_candidates
-from gal_d2.generation.filters import AreaFilter, InstanceFilter, TruncationFilter
 from gal_d2.generation.generator import InstanceGenerator
-from gal_d2.generation.journal import recipe_of
-from gal_d2.generation.model_filters import (
-    ClipImageFilter,
-    ClipTextFilter,
-    RealCrops,
-    VisionLanguageFilter,
+from gal_d2.generation.options import (
+    FILTERS,
+    SEGMENTERS,
+    check_names,
+    generation_device,
+    generation_dtype,
+    generation_recipe,
 )
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore, Segmenter
+from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.prompts import PromptBook, read_prompt_file
-from gal_d2.generation.segmenters import (
-    ClipSegSegmenter,
-    RembgSegmenter,
-    SamBackgroundSegmenter,
-)
 from gal_d2.generation.stable_diffusion import (
     StableDiffusionGenerator,
     load_text_to_image,
     model_label,
 )
-from gal_d2.retired_keys import with_retired_values
-
-SEGMENTERS = ("rembg", "clipseg", "sam")
-FILTERS = ("area", "truncation", "clip_text", "clip_image", "vlm")
+from gal_d2.generation.store import PoolStore
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
 GENERATOR_REGISTRY.__doc__ = """
@@ -52,27 +38,6 @@ Functions ``(cfg, categories) -> InstanceGenerator``, by the value of ``GAL.GENE
 - cfg: the whole config.
 - categories: :class:`gal_d2.datasets.annotation_file.Category` of the data set, sorted by id.
 """
-
-# What decides which images are drawn and kept. The prompts do too; the journal compares them one by
-# one, so that a further category or template costs no image that is there.
-_RECIPE = (
-    "NAME",
-    "SEED",
-    "UNIT_SIZE",
-    "DTYPE",
-    "CANDIDATES",
-    "MODEL",
-    "VARIANT",
-    "REVISION",  # of pools that were begun when there was this key
-    "SIZE",
-    "STEPS",
-    "GUIDANCE",
-    "NEGATIVE_PROMPT",
-    "SCHEDULER",
-    "SAFETY_CHECKER",
-    "SEGMENTER",
-    "FILTER",
-)
 
 
 def load_generation_categories(cfg: CfgNode) -> tuple[Category, ...]:
@@ -138,8 +103,8 @@ def check_options(cfg: CfgNode) -> None:
     for key in ("BATCH_SIZE", "STEPS", "PER_CATEGORY", "UNIT_SIZE"):
         if options[key] < 1:
             raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
-    _check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.SEGMENTER.NAMES, SEGMENTERS)
-    _check_names("GAL.GENERATOR.FILTER.NAMES", options.FILTER.NAMES, FILTERS)
+    check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.SEGMENTER.NAMES, SEGMENTERS)
+    check_names("GAL.GENERATOR.FILTER.NAMES", options.FILTER.NAMES, FILTERS)
     generation_dtype(cfg, generation_device(cfg))
     try:
         options.FILTER.VLM.QUESTION.format(name="", definition="")
@@ -172,136 +137,6 @@ def stable_diffusion(cfg: CfgNode, categories: Sequence[Category]) -> StableDiff
         steps=options.STEPS,
         guidance=options.GUIDANCE,
         negative_prompt=options.NEGATIVE_PROMPT,
-    )
-
-
-def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
-    """The segmenters of ``GAL.GENERATOR.SEGMENTER.NAMES``.
-
-    Raises:
-        UserError: one is unknown, or its model cannot be loaded.
-    """
-    options = cfg.GAL.GENERATOR.SEGMENTER
-    device = generation_device(cfg)
-    shared = {
-        "device": device,
-        "dtype": generation_dtype(cfg, device),
-        "batch_size": cfg.GAL.GENERATOR.BATCH_SIZE,
-    }
-    builders = {
-        "rembg": lambda: [
-            RembgSegmenter.load(model, file=options.REMBG.FILE, device=device)
-            for model in options.REMBG.MODELS
-        ],
-        "clipseg": lambda: [ClipSegSegmenter.load(options.CLIPSEG.MODEL, **shared)],
-        "sam": lambda: [SamBackgroundSegmenter.load(options.SAM.MODEL, **shared)],
-    }
-    return [segmenter for name in options.NAMES for segmenter in builders[name]()]
-
-
-def build_filters(
-    cfg: CfgNode, categories: Sequence[Category], clip: ClipScorer | None
-) -> list[InstanceFilter]:
-    """The filters of ``GAL.GENERATOR.FILTER.NAMES``, in order.
-
-    Args:
-        cfg: the whole config.
-        categories: of the data set.
-        clip: for the filters that need it.
-
-    Raises:
-        UserError: a model cannot be loaded.
-    """
-    options = cfg.GAL.GENERATOR.FILTER
-    builders = {
-        "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
-        "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
-        "clip_text": lambda: ClipTextFilter(clip, options.CLIP_TEXT.MIN),
-        "clip_image": lambda: ClipImageFilter(
-            clip, build_real_crops(cfg, categories), options.CLIP_IMAGE.MIN
-        ),
-        "vlm": lambda: build_vision_language_filter(cfg),
-    }
-    return [builders[name]() for name in options.NAMES]
-
-
-def build_clip(cfg: CfgNode) -> ClipScorer:
-    """The CLIP model of filters and of the choice between masks.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    device = generation_device(cfg)
-    return ClipScorer.load(
-        cfg.GAL.GENERATOR.FILTER.CLIP.MODEL,
-        device=device,
-        dtype=generation_dtype(cfg, device),
-        batch_size=cfg.GAL.GENERATOR.BATCH_SIZE,
-    )
-
-
-def build_real_crops(cfg: CfgNode, categories: Sequence[Category]) -> RealCrops:
-    """Real objects of the training set, which must be there with its images.
-
-    Raises:
-        UserError: it is not.
-    """
-    dicts: list[dict] = []
-    if cfg.GAL.DATA.TRAIN:
-        register_instances("gal_train", *cfg.GAL.DATA.TRAIN, annotated_only=True, replace=True)
-        names = ("gal_train",)
-    else:
-        names = cfg.DATASETS.TRAIN
-    for name in names:
-        require_dataset(name)
-        dicts += load_instances(name)
-    return RealCrops(dicts, [category.id for category in categories])
-
-
-def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
-    """The filter that asks a vision-language model.
-
-    Raises:
-        UserError: the model cannot be loaded.
-    """
-    options = cfg.GAL.GENERATOR.FILTER.VLM
-    device = generation_device(cfg)
-    return VisionLanguageFilter.load(
-        options.MODEL,
-        device=device,
-        dtype=generation_dtype(cfg, device),
-        question=options.QUESTION,
-        minimum=options.MIN,
-        batch_size=cfg.GAL.GENERATOR.BATCH_SIZE,
-    )
-
-
-def build_cutter(
-    cfg: CfgNode, categories: Sequence[Category], *, draws_alpha: bool = False
-) -> InstanceCutter:
-    """Segmenters and filters.
-
-    Args:
-        cfg: the whole config.
-        categories: of the data set.
-        draws_alpha: the generator cuts out by itself, so no segmenter is loaded.
-
-    Raises:
-        UserError: one is unknown, or a model cannot be loaded.
-    """
-    if not cfg.GAL.GENERATOR.SEGMENTER.NAMES and not draws_alpha:
-        raise UserError(
-            "GAL.GENERATOR.SEGMENTER.NAMES is empty, but the generator draws no alpha channel: "
-            f"name some of {', '.join(SEGMENTERS)}."
-        )
-    segmenters = [] if draws_alpha else build_segmenters(cfg)
-    clip = None
-    if len(segmenters) > 1 or {"clip_text", "clip_image"} & set(cfg.GAL.GENERATOR.FILTER.NAMES):
-        clip = build_clip(cfg)
-    return InstanceCutter(
-        segmenters,
-        build_filters(cfg, categories, clip),
-        similarity=clip,
     )
 
 
@@ -349,58 +184,3 @@ def build_pipeline(
 def draws_alpha(generator: InstanceGenerator) -> bool:
     """Whether every image of a generator comes with an alpha channel."""
     return bool(getattr(generator, "draws_alpha", False))
-
-
-def generation_recipe(cfg: CfgNode) -> str:
-    """A short name of all options that decide what is drawn and kept."""
-    settings = with_retired_values(to_plain(cfg.GAL.GENERATOR), "GAL.GENERATOR")
-    return recipe_of({key: settings[key] for key in _RECIPE})
-
-
-def _check_names(key: str, names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise UserError(f"{key} has '{name}': choose from {', '.join(known)}.")
-
-
-def to_plain(node: CfgNode) -> dict:
-    """A config node as nested dicts."""
-    return {
-        key: to_plain(value) if isinstance(value, CfgNode) else value for key, value in node.items()
-    }
-
-
-def generation_device(cfg: CfgNode) -> torch.device:
-    """``GAL.GENERATOR.DEVICE``; "auto" is a GPU if there is one.
-
-    Raises:
-        UserError: a GPU is asked for where torch sees none.
-    """
-    name = cfg.GAL.GENERATOR.DEVICE
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"GAL.GENERATOR.DEVICE is '{name}': choose auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"GAL.GENERATOR.DEVICE is {name}, but torch sees no GPU: set it to cpu or auto."
-        )
-    return device
-
-
-def generation_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype:
-    """``GAL.GENERATOR.DTYPE``; "auto" is float16 on a GPU, else float32.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    name = cfg.GAL.GENERATOR.DTYPE
-    if name == "auto":
-        name = "float16" if device.type == "cuda" else "float32"
-    if name not in ("float16", "bfloat16", "float32"):
-        raise UserError(
-            f"GAL.GENERATOR.DTYPE is '{name}': choose auto, float16, bfloat16 or float32."
-        )
-    return getattr(torch, name)

@@ -18,7 +18,7 @@ from gal_d2.files.image_file import UnreadableImageError
 from gal_d2.generation.cutting import on_white
 from gal_d2.generation.filters import Candidate, Verdict
 from gal_d2.generation.hub import load_transformer
-from gal_d2.generation.pipeline import TextSimilarity
+from gal_d2.generation.instance_cutter import TextSimilarity
 from gal_d2.generation.prompts import PHOTO_TEMPLATE
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from typing import Any
 from gal_d2.errors import UserError
 from gal_d2.generation.generator import GeneratedImage, GenerationRequest, InstanceGenerator
 from gal_d2.generation.hub import require_package
+from gal_d2.generation.instance_cutter import CheckedImage, InstanceCutter
 from gal_d2.generation.journal import Outcome
-from gal_d2.generation.pipeline import CheckedImage, InstanceCutter, PoolStore
+from gal_d2.generation.store import PoolStore
 from gal_d2.generation.work import WorkUnit
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _PLACED_WITHIN = 300.0
 _AT_ACTOR = 2
 
 
-class GeneratorWorker:
+class GeneratorActor:
     """Draws, in a process of its own; the model is loaded with the first call.
 
     Args:
@@ -58,7 +59,7 @@ class GeneratorWorker:
         return self._generator.generate(requests), os.getpid()
 
 
-class CutterWorker:
+class CutterActor:
     """Segments and filters, in a process of its own; models are loaded with the first call.
 
     Args:
@@ -76,7 +77,7 @@ class CutterWorker:
         return True
 
     def check(self, images: Sequence[GeneratedImage]) -> list[CheckedImage]:
-        """See :meth:`gal_d2.generation.pipeline.InstanceCutter.check`."""
+        """See :meth:`gal_d2.generation.instance_cutter.InstanceCutter.check`."""
         opaque = any(image.alpha is None and not image.reason for image in images)
         if self._cutter is None or (opaque and self._draws_alpha):
             self._draws_alpha = not opaque
@@ -98,8 +99,8 @@ class RayRunner:
     """Runs units of work on a Ray cluster; a context manager that starts and ends the actors.
 
     Args:
-        make_generator, make_cutter: build what the actors run; see :class:`GeneratorWorker` and
-            :class:`CutterWorker`.
+        make_generator, make_cutter: build what the actors run; see :class:`GeneratorActor` and
+            :class:`CutterActor`.
         address: of a cluster ("auto", "ray://HOST:10001"), or "local" for one on this machine.
         generators: number of generating actors; 0: one for each GPU of the cluster, or two without.
         cutters: number of cutting actors; 0: as many.
@@ -176,8 +177,8 @@ class RayRunner:
             [node["Resources"] for node in ray.nodes() if node["Alive"]],
             {"generators": (generators, drawing), "cutters": (cutters, cutting)},
         )
-        generator_class = ray.remote(max_restarts=-1, **drawing)(GeneratorWorker)
-        cutter_class = ray.remote(max_restarts=-1, **cutting)(CutterWorker)
+        generator_class = ray.remote(max_restarts=-1, **drawing)(GeneratorActor)
+        cutter_class = ray.remote(max_restarts=-1, **cutting)(CutterActor)
         self._generators = [generator_class.remote(self._make_generator) for _ in range(generators)]
         self._cutters = [cutter_class.remote(self._make_cutter) for _ in range(cutters)]
         self._wait_for_actors()

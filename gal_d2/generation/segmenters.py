@@ -79,7 +79,7 @@ class RembgSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]
     ) -> list[np.ndarray]:
-        """See :class:`gal_d2.generation.pipeline.Segmenter`; the requests are not looked at."""
+        """See :class:`.instance_cutter.Segmenter`; the requests are not looked at."""
         return [
             np.asarray(self._session.predict(Image.fromarray(image))[0].convert("L"))
             for image in images
@@ -143,7 +143,7 @@ class ClipSegSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]
     ) -> list[np.ndarray]:
-        """See :class:`gal_d2.generation.pipeline.Segmenter`."""
+        """See :class:`gal_d2.generation.instance_cutter.Segmenter`."""
         alphas: list[np.ndarray] = []
         for start in range(0, len(images), self._batch_size):
             batch = list(images[start : start + self._batch_size])
@@ -211,7 +211,7 @@ class SamBackgroundSegmenter:
     def segment(
         self, images: Sequence[np.ndarray], requests: Sequence[GenerationRequest]
     ) -> list[np.ndarray]:
-        """See :class:`gal_d2.generation.pipeline.Segmenter`; the requests are not looked at."""
+        """See :class:`.instance_cutter.Segmenter`; the requests are not looked at."""
         alphas: list[np.ndarray] = []
         for start in range(0, len(images), self._batch_size):
             batch = list(images[start : start + self._batch_size])

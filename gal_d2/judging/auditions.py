@@ -156,7 +156,8 @@ class AuditionHook(HookBase):
         judge: whose posterior learns.
         pool: of what samples may draw from, on the main process.
         period: steps between two rounds.
-        images: images with auditions for each training image, about.
+        images: images with auditions for each training image, about, on average over the training:
+            twice as many at its start, none at its end.
         batch_size: training images in a step, of all processes.
         is_growing: the pool is filled while training.
         checkpoint_period: steps between two checkpoints; the ledger, in the output's folder
@@ -259,7 +260,9 @@ class AuditionHook(HookBase):
     def _choose(self, done: int) -> np.ndarray:
         """(N,) int64 pool ids: what is new, and what is worth asking again, within the budget."""
         pool = self.pool()
-        self._owed += self.images * self.batch_size * self.period
+        # What is found out serves the steps that are left: the budget falls to 0 linearly.
+        left = 1 - done / self.trainer.max_iter
+        self._owed += 2 * left * self.images * self.batch_size * self.period
         class_of = self.auditioner.class_of_category
         age, least = self.judge.scorer.cache.num_updates, self.judge.min_age
         categories = np.array(

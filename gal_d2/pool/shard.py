@@ -54,10 +54,9 @@ SCHEMA = pa.schema(
 )
 METADATA_COLUMNS = tuple(name for name in SCHEMA.names if name != "image")
 _INDEX_FIELDS = [0, 1]
-# Of a record batch: a JSON object, by column the CRC-32 of its values. Rows as a whole are compared
-# with their ids, which are hashes; these are the columns that the hashes do not cover.
+# Of a record batch: a JSON object, by column but the image's the CRC-32 of its values. Where a row
+# is read as a whole, it is compared with its id, a hash of what matters of it.
 _CHECKSUMS = "gal_d2.crc32"
-_CHECKED = ("height", "width", "origin", "scores")
 # Not a fault of the file: the caller must hear of it.
 _SYSTEM_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -86,7 +85,7 @@ class ShardWriter:
     def write(self, rows: list[dict]) -> None:
         """Append ``rows`` (dicts by the names in ``SCHEMA``) as one record batch."""
         batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
-        checksums = {name: _checksum(batch.column(name)) for name in _CHECKED}
+        checksums = {name: _checksum(batch.column(name)) for name in METADATA_COLUMNS}
         self._writer.write_batch(batch, custom_metadata={_CHECKSUMS: json.dumps(checksums)})
 
     def seal(self) -> Path:

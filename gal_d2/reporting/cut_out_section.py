@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import CorruptCutOutError
+from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.reporting.cut_outs import (
     CATEGORIES,
     Event,
@@ -45,7 +45,14 @@ def cut_outs(dossier: Dossier) -> Section:
     if dossier.pool is None:
         text = "The pool is not there: name its folder with --pool to see the cut-outs."
         return Section("cutouts", title, note(dossier.problems.get("pool", text)))
-    chosen = select(found.tally, dossier.belief, dossier.pool.contains(found.tally.pool_id))
+    in_pool = dossier.pool.contains(found.tally.pool_id)
+    if not in_pool.any():
+        text = (
+            f"None of the cut-outs that were pasted is in the pool {dossier.pool.root}: it was "
+            "filled anew since, or is another one; name the right one with --pool."
+        )
+        return Section("cutouts", title, note(text))
+    chosen = select(found.tally, dossier.belief, in_pool)
     chosen = chosen.with_histories(histories(dossier.run.folder, chosen.pool_ids()))
     if not chosen.best:
         return Section("cutouts", title, note("None of the cut-outs has a score."))

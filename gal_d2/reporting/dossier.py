@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from gal_d2.errors import UserError
-from gal_d2.pool.pool import InstancePool
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.reporting.belief import CategoryBelief, PoolBelief, by_category, read_belief
 from gal_d2.reporting.pastes import Pastes, count_rows, read_pastes
 from gal_d2.reporting.run import Run
@@ -125,10 +125,16 @@ def _name_categories(dossier: Dossier) -> None:
 def _known_cut_outs(
     pool: InstancePool | None, pastes: Pastes | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, ascending, and categories of the cut-outs whose category is known."""
-    if pool is not None and len(pool):
-        ids = pool.all_ids()
-        return ids, pool.category_of(ids)
+    """Ids, ascending, and categories of the cut-outs whose category is known.
+
+    The ledger knows those that were pasted, also where the pool was filled anew since.
+    """
+    ids, categories = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    if pool is not None:
+        ids.append(pool.all_ids())
+        categories.append(pool.category_of(ids[-1]))
     if pastes is not None:
-        return pastes.tally.pool_id, pastes.tally.category_id
-    return np.empty(0, np.int64), np.empty(0, np.int64)
+        ids.append(pastes.tally.pool_id)
+        categories.append(pastes.tally.category_id)
+    unique, first = np.unique(np.concatenate(ids), return_index=True)
+    return unique, np.concatenate(categories)[first]

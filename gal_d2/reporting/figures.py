@@ -17,6 +17,9 @@ RUN_COLORS = ("#1f6feb", "#e8710a", "#1e8c46", "#8250df", "#b3261e", "#57606a")
 GROUP_COLORS = {"r": "#d62828", "c": "#e8a317", "f": "#3a6ea5"}
 _PART_COLORS = dict(zip(PARTS, ("#9aa4b2", "#e8710a", "#1f6feb", "#1e8c46"), strict=True))
 _GRID = "#e6e8eb"
+_LEGEND = {"orientation": "h", "x": 0, "traceorder": "normal"}
+_BELOW = {**_LEGEND, "y": -0.2, "yanchor": "top"}
+_ABOVE = {**_LEGEND, "y": 1.02, "yanchor": "bottom"}
 
 
 def run_color(number: int) -> str:
@@ -33,7 +36,7 @@ def layout(**more: object) -> dict:
         "margin": {"l": 60, "r": 20, "t": 40, "b": 50},
         "hoverlabel": {"namelength": -1},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#b6bcc4", "activecolor": "#1f6feb"},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        "legend": _BELOW,
         **more,
     }
 
@@ -96,7 +99,7 @@ def precision(runs: Sequence[Run]) -> dict | None:
     if not data:
         return None
     data.sort(key=lambda trace: int(trace["legendgroup"]))
-    legend = {"orientation": "h", "y": -0.14, "yanchor": "top", "x": 0}
+    legend = {**_BELOW, "y": -0.14}
     return {"data": data, "layout": layout(**axes, annotations=titles, legend=legend)}
 
 
@@ -236,7 +239,7 @@ def time_by_run(runs: Sequence[tuple[str, TimeUse]]) -> dict:
         if any(use.total[part] > 0 for _, use in runs)
     ]
     axes = {"xaxis": axis("hours"), "yaxis": axis(autorange="reversed")}
-    return {"data": data, "layout": layout(barmode="stack", bargap=0.35, **axes)}
+    return {"data": data, "layout": layout(barmode="stack", bargap=0.35, legend=_ABOVE, **axes)}
 
 
 def outcomes(rows: Sequence[tuple[str, Mapping[str, int]]], reasons: Sequence[str]) -> dict:
@@ -255,4 +258,4 @@ def outcomes(rows: Sequence[tuple[str, Mapping[str, int]]], reasons: Sequence[st
         for n, reason in enumerate(reasons)
     ]
     axes = {"xaxis": axis("images drawn"), "yaxis": axis(autorange="reversed")}
-    return {"data": data, "layout": layout(barmode="stack", bargap=0.25, **axes)}
+    return {"data": data, "layout": layout(barmode="stack", bargap=0.25, legend=_ABOVE, **axes)}

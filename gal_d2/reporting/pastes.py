@@ -172,11 +172,13 @@ def read_pastes(folder: Path, truth: PoolTruth | None = None) -> Pastes:
         accept = table["accept"].to_numpy().astype(bool)
         score = table["score"].cast(pa.float64()).to_numpy()
         window, quarter = step * WINDOWS // steps, step * QUARTERS // steps
-        for category_id in np.unique(category).tolist():
-            mine = category == category_id
-            both = counts.setdefault(category_id, np.zeros((2, WINDOWS), np.int64))
-            both[0] += np.bincount(window[mine], minlength=WINDOWS)
-            both[1] += np.bincount(window[mine & accept], minlength=WINDOWS)
+        present, row = np.unique(category, return_inverse=True)
+        size = len(present) * WINDOWS
+        at = row * WINDOWS + window
+        parts = [np.bincount(some, minlength=size) for some in (at, at[accept])]
+        both = np.stack(parts).reshape(2, len(present), WINDOWS)
+        for number, category_id in enumerate(present.tolist()):
+            counts[category_id] = counts.get(category_id, 0) + both[:, number]
         for number in np.unique(quarter).tolist():
             different[number] = np.union1d(different[number], pool_id[quarter == number])
         if truth is not None:

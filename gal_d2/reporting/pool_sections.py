@@ -65,20 +65,18 @@ def pastes(dossier: Dossier) -> Section:
     ids = found.category_ids.tolist()
     order = _most_changed(found)
     rows = []
+    shares = _shares_by_half(found)
+    different = dict(zip(*np.unique(found.tally.category_id, return_counts=True), strict=True))
     for row in order:
         total = int(found.pasted[row].sum())
-        half = found.pasted[row].reshape(2, -1).sum(1)
-        halves = found.pasted.reshape(len(ids), 2, -1).sum((0, 2))
-        shares = half / np.maximum(halves, 1)
-        different = int((found.tally.category_id == ids[row]).sum())
         rows.append(
             [
                 dossier.name_of(ids[row]),
                 _group(dossier, ids[row]),
                 number(total, ",d"),
-                _percent(shares[0], 2),
-                _percent(shares[1], 2),
-                number(different, ",d"),
+                _percent(shares[row, 0], 2),
+                _percent(shares[row, 1], 2),
+                number(different.get(ids[row]), ",d"),
                 _percent(found.accepted[row].sum() / max(total, 1)),
             ]
         )
@@ -121,10 +119,15 @@ def _accepted(found: Pastes) -> list[float | None]:
     return [a / n if n else None for a, n in zip(accepted.tolist(), pasted.tolist(), strict=True)]
 
 
+def _shares_by_half(found: Pastes) -> np.ndarray:
+    """(K, 2) share of each category in the pastes of the first and the second half."""
+    halves = found.pasted.reshape(len(found.category_ids), 2, -1).sum(2)
+    return halves / np.maximum(halves.sum(0), 1)
+
+
 def _most_changed(found: Pastes) -> list[int]:
     """Rows by how much their share of the pastes changed between the halves."""
-    halves = found.pasted.reshape(len(found.category_ids), 2, -1).sum(2)
-    shares = halves / np.maximum(halves.sum(0), 1)
+    shares = _shares_by_half(found)
     return np.argsort(-np.abs(shares[:, 1] - shares[:, 0]), kind="stable").tolist()
 
 

@@ -213,6 +213,8 @@ def read_categories(path: Path) -> dict[int, CategoryResult]:
     found = {}
     for row in rows:
         try:
+            if row["frequency"] not in GROUPS:
+                raise ValueError(row["frequency"])
             images = row.get("train_images")
             ap = {task: float(row[f"{task}_AP"] or "nan") for task in TASKS if f"{task}_AP" in row}
             found[int(row["category_id"])] = CategoryResult(

@@ -50,7 +50,7 @@ def key_figures(dossier: Dossier) -> Markup:
         tiles.append(tile("pastes", f"{pasted:,}", share))
         different = len(pastes.tally.pool_id)
         of_pool = ""
-        if dossier.pool is not None and len(dossier.pool):
+        if dossier.pool is not None and dossier.pool.contains(pastes.tally.pool_id).all():
             of_pool = f"of {len(dossier.pool):,} in the pool"
         tiles.append(tile("different cut-outs pasted", f"{different:,}", of_pool))
         if pastes.good is not None:
@@ -156,8 +156,8 @@ def precision(dossier: Dossier) -> Section:
                 cells.append(cell)
         rows.append(cells)
     lead = (
-        "AP averages over categories; APr, APc and APf over the rare, common and frequent ones. "
-        "Higher is better, in per cent."
+        "In per cent; higher is better. AP is the mean over all categories, APr, APc and APf that "
+        "over the rare, common and frequent ones."
     )
     parts = [
         paragraph(lead),
@@ -270,7 +270,7 @@ def time(dossier: Dossier) -> Section:
             paragraph(lead),
             chart("time", 340, f"{dossier.run.name}: seconds a step, by part"),
             table(headings, rows),
-            *([chart("time-runs", 110 + 46 * len(found))] if len(found) > 1 else []),
+            *([chart("time-runs", 130 + 46 * len(found))] if len(found) > 1 else []),
         ]
     )
     charts = {"time": figures.time_over_training(use)}

@@ -54,6 +54,23 @@ def value_of(quality: np.ndarray, weights: np.ndarray, ceilings: np.ndarray) -> 
     return (np.minimum(quality, ceilings) * weights).sum(-1)
 
 
+def value_moments(
+    mean: np.ndarray, std: np.ndarray, weights: np.ndarray, ceilings: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Expected values of cut-outs and their standard deviations.
+
+    The deviations leave out that a signal counts up to its ceiling only.
+
+    Args:
+        mean, std: (..., S) of the quality in each signal.
+        weights, ceilings: (S,), see :func:`value_of`.
+
+    Returns:
+        Two arrays of shape (...).
+    """
+    return value_of(mean, weights, ceilings), np.sqrt(np.square(std * weights).sum(-1))
+
+
 def separation(value: np.ndarray, std: np.ndarray) -> float:
     """How far cut-outs are told apart: the known share of the variance of their values.
 

@@ -14,6 +14,7 @@ value is formed, because each finds its own kind of fault and a mixture is worse
   weighs (t + 1) * min(1, a / a1).
 - *Few scores say little.* The prior is worth n0 scores of full weight: see
   :mod:`gal_d2.selection.draw` for the formulas.
+- *A person's verdict says most.* See :mod:`gal_d2.selection.verdict_evidence`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import posterior_moments, value_of
 from gal_d2.selection.signals import ceiling_of, check_signals, signal_column
 from gal_d2.selection.slot_index import SlotIndex
+from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,10 @@ class Posterior:
         prior_count: n0, how many scores the class's level is worth.
         full_area: a1, visible pixels from which on a score has its full weight.
 
+    Attributes:
+        judged: what people said so far: pool ids (J,) int64 ascending and (J,) int8, 1 good and -1
+            bad.
+
     Raises:
         ValueError: a number is out of its range, or lengths differ.
     """
@@ -101,6 +107,7 @@ class Posterior:
         self.prior_count = prior_count
         self.full_area = full_area
         self.step = 0
+        self.judged = NOTHING_JUDGED
         self._index = SlotIndex()
         # By slot; with spare room at the end.
         self._ids = np.empty(0, np.int64)
@@ -322,7 +329,8 @@ class Posterior:
         mean = np.zeros_like(weight)
         count[known] = self._count[slots[known]]
         weight[known], mean[known] = self._weight[slots[known]], self._mean[slots[known]]
-        return Belief(count, *posterior_moments(weight, mean, self.step, self.prior_count))
+        moments = posterior_moments(weight, mean, self.step, self.prior_count)
+        return Belief(count, *with_verdicts(*moments, pool_ids, self.judged))
 
     def value(self, pool_ids: np.ndarray | Tensor) -> np.ndarray:
         """(N,) expected quality of each cut-out over all signals; 0 at most if never scored."""
@@ -346,7 +354,8 @@ class Posterior:
 
         Returns:
             ``pool_ids`` (n,) int64 ascending, ``weight`` and ``mean`` (n, S) float32, ``step``,
-            ``prior_count``, and ``weights`` and ``ceilings`` (S,) of the value.
+            ``prior_count``, ``weights`` and ``ceilings`` (S,) of the value, and all verdicts:
+            ``judged_ids`` (J,) int64 ascending and ``judged_signs`` (J,) int8.
         """
         size = len(self)
         rows = np.arange(size) if everything else np.flatnonzero(self._changed[:size])
@@ -360,12 +369,15 @@ class Posterior:
             "prior_count": np.array(self.prior_count),
             "weights": self.weights,
             "ceilings": self.ceilings,
+            "judged_ids": self.judged[0],
+            "judged_signs": self.judged[1],
         }
 
     def state_dict(self) -> dict:
         size = len(self)
         arrays = {name: getattr(self, f"_{name}")[:size].copy() for name in _BY_SLOT}
         arrays |= {name: getattr(self, f"_{name}").copy() for name in _BY_CLASS}
+        arrays |= {"judged_ids": self.judged[0], "judged_signs": self.judged[1]}
         state: dict = {name: torch.from_numpy(array) for name, array in arrays.items()}
         return state | {"step": self.step, "signals": list(self.signals)}
 
@@ -383,4 +395,6 @@ class Posterior:
             setattr(self, f"_{name}", state[name].numpy().copy())
         self._changed = np.ones(len(self._ids), bool)
         self.step = int(state["step"])
+        if "judged_ids" in state:  # a checkpoint of an earlier release has none
+            self.judged = state["judged_ids"].numpy(), state["judged_signs"].numpy()
         self._index = SlotIndex.of(self._ids)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.draw import posterior_moments, value_moments, value_of
 from gal_d2.selection.snapshots import KEYFRAME, Snapshots
+from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
 SOURCE = "posterior"
 """Name of the source, in the trainer's snapshots."""
@@ -60,6 +61,7 @@ class PosteriorView:
         self._weight = self._mean = np.empty((0, 1), np.float32)
         self._step, self._prior_count = 0, 1.0
         self._weights, self._ceilings = np.ones(1), np.full(1, np.inf)
+        self._judged = NOTHING_JUDGED
 
     def follow(self, step: int) -> None:
         """Show what the samples of ``step`` see.
@@ -115,9 +117,20 @@ class PosteriorView:
         self._ids = np.insert(self._ids, place[new], ids[new])
         self._step, self._prior_count = int(arrays["step"]), float(arrays["prior_count"])
         self._weights, self._ceilings = arrays["weights"], arrays["ceilings"]
+        if "judged_ids" in arrays:  # all of them, for there are few; none in earlier releases
+            self._judged = arrays["judged_ids"], arrays["judged_signs"]
+
+    @property
+    def value_options(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (S,) of the signals in the value, and their ceilings (S,)."""
+        return self._weights, self._ceilings
+
+    def knows(self, pool_ids: np.ndarray) -> np.ndarray:
+        """(n,) bool: which of ``pool_ids`` (n,) were scored."""
+        return np.isin(pool_ids, self._ids)
 
     def moments(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the qualities of cut-outs.
+        """Mean and standard deviation of the qualities of cut-outs, by scores and verdicts.
 
         Args:
             pool_ids: int64, any shape.
@@ -125,6 +138,10 @@ class PosteriorView:
         Returns:
             Two float arrays of that shape and a last dimension of S signals.
         """
+        return with_verdicts(*self.scored_moments(pool_ids), pool_ids, self._judged)
+
+    def scored_moments(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same by scores alone."""
         signals = self._weight.shape[1]
         weight = np.zeros((*pool_ids.shape, signals))
         mean = np.zeros_like(weight)
@@ -143,19 +160,13 @@ class PosteriorView:
     def values(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Expected values of cut-outs and their standard deviations.
 
-        The deviations leave out that a signal counts up to its ceiling only.
-
         Args:
             pool_ids: int64, any shape.
 
         Returns:
             Two float arrays of that shape.
         """
-        mean, std = self.moments(pool_ids)
-        return (
-            value_of(mean, self._weights, self._ceilings),
-            np.sqrt(np.square(std * self._weights).sum(-1)),
-        )
+        return value_moments(*self.moments(pool_ids), self._weights, self._ceilings)
 
     def draw_values(
         self, pool_ids: np.ndarray, temperature: float, rng: np.random.Generator

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
+from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY
 
 _LEAST_LOSS = 1e-6
 _SIGNAL = re.compile(r"(\w+)_(score|loss)")
@@ -48,8 +49,14 @@ def check_signals(names: Sequence[str], heads: Sequence[str]) -> None:
 
 
 def ceiling_of(signal: str) -> float:
-    """Quality from which on more counts nothing in the value.
+    """Quality from which on more counts nothing in the value: 1 for a loss, 100 (never) else.
 
-    A low loss is a mask that fits and a picture without noise; an even lower one is an easy object.
+    A low loss of a mask is a mask that fits and a picture without noise; an even lower one is an
+    easy object. The loss of a head that classifies tells classes apart, and has no such limit.
     """
-    return 1.0 if signal.endswith("_loss") else 100.0
+    match = _SIGNAL.fullmatch(signal)
+    if match is None or match[2] != "loss":
+        return 100.0
+    head = match[1]
+    classifies = head in HEAD_LOSS_REGISTRY and HEAD_LOSS_REGISTRY.get(head).classifies
+    return 100.0 if classifies else 1.0

@@ -82,5 +82,23 @@ def check_config(cfg: CfgNode) -> None:
         raise UserError(
             f'INPUT.MIN_SIZE_TRAIN is {cfg.INPUT.MIN_SIZE_TRAIN}: give pixels, as in "(640,)".'
         )
+    require_wandb(cfg.GAL.WANDB)
     if not cfg.OUTPUT_DIR:
         raise UserError("OUTPUT_DIR is empty: name the folder that results go to.")
+
+
+def require_wandb(project: str) -> None:
+    """Make sure that Weights & Biases is there, if ``GAL.WANDB`` names a project.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not project:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"GAL.WANDB is '{project}', but the package wandb is not installed: install it "
+            "(pip install wandb), or leave the key empty."
+        ) from error

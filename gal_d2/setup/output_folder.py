@@ -22,6 +22,7 @@ _RESULTS = ("last_checkpoint", "model_*.pth", "ledger/*.parquet", "auditions/*.p
 _WRITTEN = (
     *("last_checkpoint", "model_*.pth", "ledger", "auditions", "snapshots", "decisions"),
     *("inference", "metrics.json", "events.out.tfevents.*", "config.yaml", "log.txt*"),
+    *("report.html", "wandb_id.txt"),
 )
 _HELD = contextlib.ExitStack()  # by this process, to its end
 

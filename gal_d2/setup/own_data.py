@@ -76,7 +76,7 @@ def derive(cfg: CfgNode, processes: int = 1, *, resume: bool = False) -> list[st
     contents = [load_annotation_file(name) for name in cfg.DATASETS.TRAIN]
     size = DataSize(
         images=sum(len(content.images) for content in contents),
-        objects=sum(not a["iscrowd"] for content in contents for a in content.annotations),
+        objects=sum(content.annotations.num_objects for content in contents),
         evaluates=bool(cfg.DATASETS.TEST),
     )
     derived = []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
-from detectron2.data.build import filter_images_with_only_crowd_annotations
+from detectron2.data import DatasetCatalog
 
-from gal_d2.datasets.annotation_file import DatasetNotFoundError
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.check import check_evaluation_set, check_training_set
+from gal_d2.datasets.records import object_classes
 from gal_d2.datasets.registration import load_metadata, require_dataset
 from gal_d2.datasets.statistics import category_statistics
 from gal_d2.errors import UserError
@@ -49,11 +49,13 @@ def load_training_dicts(cfg: CfgNode) -> list[dict]:
     dicts = []
     for name in cfg.DATASETS.TRAIN:
         require_dataset(name)
-        records = get_detection_dataset_dicts(name, filter_empty=False)
+        records = DatasetCatalog.get(name)
         check_training_set(name, records)
         dicts += records
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
-        dicts = filter_images_with_only_crowd_annotations(dicts)
+        with_objects = [record for record in dicts if object_classes(record)]
+        logger.info("%d images without an object are left out", len(dicts) - len(with_objects))
+        dicts = with_objects
     return dicts
 
 

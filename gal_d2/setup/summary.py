@@ -16,6 +16,7 @@ from gal_d2.pool.instance_pool import InstancePool
 
 # What a training leaves in OUTPUT_DIR, and what it is for.
 RESULTS = (
+    ("report.html", "one page about the run, for a browser (tools/report.py)"),
     ("model_final.pth", "the trained model"),
     ("metrics.json", "losses and metrics by step (TensorBoard reads the folder)"),
     ("log.txt", "the whole log, with config and model"),

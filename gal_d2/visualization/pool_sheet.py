@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from gal_d2.datasets.annotation_file import Category
@@ -13,6 +12,7 @@ from gal_d2.files.file_name import as_file_name
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.visualization.contact_sheet import save_png, tile
+from gal_d2.visualization.fitted import draw_fitted
 
 _CELL = 128
 _LIGHT, _DARK, _SQUARE = 235, 200, 8  # a chequerboard shows what is transparent
@@ -56,16 +56,10 @@ def write_pool_sheets(
 
 def on_chequers(rgba: np.ndarray, side: int) -> np.ndarray:
     """A cut-out (H, W, 4) uint8, fitted into (side, side, 3) uint8 RGB over a chequerboard."""
-    scale = side / max(rgba.shape[:2])
-    size = max(1, round(rgba.shape[1] * scale)), max(1, round(rgba.shape[0] * scale))
-    small = cv2.resize(rgba, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     rows, columns = np.indices((side, side)) // _SQUARE
     grey = np.where((rows + columns) % 2, _LIGHT, _DARK).astype(np.uint8)
     canvas = np.repeat(grey[..., None], 3, axis=2)
-    top, left = (side - size[1]) // 2, (side - size[0]) // 2
-    window = canvas[top : top + size[1], left : left + size[0]]
-    alpha = small[..., 3:].astype(np.float32) / 255
-    window[:] = np.round(small[..., :3] * alpha + window * (1 - alpha)).astype(np.uint8)
+    draw_fitted(canvas, rgba)
     return canvas
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from gal_d2.copy_paste.resize import crop_to_foreground
 from gal_d2.visualization import page_pictures
+from gal_d2.visualization.fitted import draw_fitted
 
 NEUTRAL = 232  # grey that neither light nor dark objects vanish on
 _GOOD, _BAD = "#1e8c46", "#d62828"
@@ -55,18 +55,7 @@ def on_neutral(rgba: np.ndarray | None, size: int, margin: float = 0.06) -> np.n
     cropped, foreground = crop_to_foreground(rgba)
     if foreground == 0:
         return canvas
-    room = size * (1 - 2 * margin)
-    factor = room / max(cropped.shape[:2])
-    width, height = (max(1, round(side * factor)) for side in cropped.shape[1::-1])
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    alpha = cropped[..., 3:].astype(np.float32) / 255
-    # Premultiplied: colours under transparent pixels do not bleed into the edge.
-    both = np.concatenate([cropped[..., :3] * alpha, alpha], axis=2).astype(np.float32)
-    both = cv2.resize(both, (width, height), interpolation=how)
-    color, alpha = both[..., :3], both[..., 3:].clip(0, 1)
-    top, left = (size - height) // 2, (size - width) // 2
-    window = canvas[top : top + height, left : left + width]
-    window[...] = (color + (1 - alpha) * window).clip(0, 255).round()
+    draw_fitted(canvas, cropped, margin)
     return canvas
 
 

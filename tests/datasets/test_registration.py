@@ -13,15 +13,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
-from gal_d2.datasets import annotation_file
+from gal_d2.datasets import annotation_file, annotation_json
 from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import (
     Category,
-    DatasetNotFoundError,
     frequency_of,
     read_annotation_file,
     read_categories,
 )
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import (
     load_metadata,
     register_instances,
@@ -396,11 +396,11 @@ class TestMissingFiles:
                 access()
             message = str(caught.value)
             assert str(tmp_path / "not" / "there.json") in message
-            assert "datasets/README.md" in message and "\n" not in message
+            assert "docs/datasets.md" in message and "\n" not in message
 
     def test_images(self, register, content, tmp_path):
         name = register(content)
-        with pytest.raises(DatasetNotFoundError, match=r"images' is missing.*datasets/README\.md"):
+        with pytest.raises(DatasetNotFoundError, match=r"images' is missing.*docs/datasets\.md"):
             require_dataset(name)
         (tmp_path / "images").mkdir()
         with pytest.raises(DatasetNotFoundError, match=r"b\.png' is missing"):
@@ -543,7 +543,7 @@ class TestQuickCategories:
         def fail(path):
             raise AssertionError("the whole file was parsed")
 
-        monkeypatch.setattr(annotation_file, "_parse", fail)
+        monkeypatch.setattr(annotation_file, "parse", fail)
 
     def test_at_the_end(self, write, lvis_like, no_whole_file):
         assert read_categories(write(lvis_like)) == self.EXPECTED
@@ -566,5 +566,5 @@ class TestQuickCategories:
         assert read_categories(write(lvis_like)) == self.EXPECTED
 
     def test_too_far_from_the_end(self, write, lvis_like, monkeypatch):
-        monkeypatch.setattr(annotation_file, "_CATEGORY_TAIL_BYTES", 20)
+        monkeypatch.setattr(annotation_json, "_CATEGORY_TAIL_BYTES", 20)
         assert read_categories(write(lvis_like)) == self.EXPECTED

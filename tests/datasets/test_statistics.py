@@ -1,11 +1,9 @@
-"""Class statistics by hand, and their cache."""
+"""Class statistics by hand."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import shutil
 
 import numpy as np
@@ -13,8 +11,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from gal_d2.datasets import registration as datasets
-from gal_d2.datasets import statistics
-from gal_d2.datasets.annotation_file import DatasetNotFoundError, read_annotation_file
+from gal_d2.datasets.annotation_file import read_annotation_file
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import register_instances
 from gal_d2.datasets.statistics import category_statistics, compute_statistics
 
@@ -59,23 +57,9 @@ def json_file(tmp_path):
     path = tmp_path / "own.json"
     path.write_text(json.dumps(CONTENT))
     register_instances(NAME, path, tmp_path)
-    statistics._cached.cache_clear()
     yield path
     for registry in (DatasetCatalog, MetadataCatalog, datasets._sources):
         registry.pop(NAME)
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """A list that grows by one whenever statistics are computed."""
-    calls = []
-
-    def counting(content):
-        calls.append(content)
-        return compute_statistics(content)
-
-    monkeypatch.setattr(statistics, "compute_statistics", counting)
-    return calls
 
 
 def assert_expected(found) -> None:
@@ -105,79 +89,24 @@ class TestValues:
             category_statistics("nothing")
 
 
-class TestCache:
-    def again(self):
-        """As another process would."""
-        statistics._cached.cache_clear()
-        return category_statistics(NAME)
-
-    def test_written_next_to_the_annotations_and_used(self, json_file, computed):
-        category_statistics(NAME)
-        assert [p.name for p in json_file.parent.iterdir() if p != json_file] == [
-            "own.statistics.npz"
-        ]
-        assert_expected(self.again())
-        assert len(computed) == 1
-
-    def test_kept_in_the_process(self, json_file):
+class TestKept:
+    def test_by_the_process(self, json_file):
         assert category_statistics(NAME) is category_statistics(NAME)
 
-    @pytest.mark.parametrize("what", ["size", "time"])
-    def test_changed_annotations(self, json_file, computed, what):
+    def test_changed_annotations(self, json_file):
         category_statistics(NAME)
-        if what == "size":
-            json_file.write_text(json.dumps({**CONTENT, "info": {}}))
-        else:
-            stat = json_file.stat()
-            os.utime(json_file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
-        assert_expected(self.again())
-        assert len(computed) == 2
+        json_file.write_text(json.dumps({**CONTENT, "annotations": CONTENT["annotations"][3:]}))
+        np.testing.assert_array_equal(category_statistics(NAME).instance_count, [0, 0, 1])
 
-    def test_another_category_list(self, json_file, computed, tmp_path):
+    def test_another_category_list(self, json_file, tmp_path):
         category_statistics(NAME)
         more = {**CONTENT, "categories": [*CONTENT["categories"], {"id": 5, "name": "d"}]}
         (tmp_path / "more.json").write_text(json.dumps(more))
         register_instances("more", tmp_path / "more.json", tmp_path)
         register_instances(NAME, json_file, tmp_path, categories_from="more", replace=True)
-        np.testing.assert_array_equal(self.again().instance_count, [3, 0, 0, 1])
+        np.testing.assert_array_equal(category_statistics(NAME).instance_count, [3, 0, 0, 1])
         for registry in (DatasetCatalog, MetadataCatalog, datasets._sources):
             registry.pop("more")
-
-    @pytest.mark.parametrize("damage", [b"", b"junk", "half", "empty archive"])
-    def test_damaged(self, json_file, computed, caplog, damage):
-        category_statistics(NAME)
-        cache = json_file.with_name("own.statistics.npz")
-        if damage == "empty archive":
-            np.savez(cache)
-        else:
-            cache.write_bytes(cache.read_bytes()[:200] if damage == "half" else damage)
-        assert_expected(self.again())
-        assert "own.statistics.npz is not readable" in caplog.text
-        assert len(computed) == 2
-        assert_expected(self.again())
-        assert len(computed) == 2
-
-    def test_folder_that_cannot_be_written(self, json_file, computed, monkeypatch, caplog):
-        def refuse(*args, **kwargs):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(statistics.np, "savez", refuse)
-        with caplog.at_level(logging.WARNING, "gal_d2"):
-            assert_expected(category_statistics(NAME))
-        assert "own.statistics.npz cannot be written" in caplog.text
-        category_statistics(NAME)
-        assert len(computed) == 1
-        assert [p.name for p in json_file.parent.iterdir()] == ["own.json"]
-
-    def test_full_disk_leaves_nothing_behind(self, json_file, monkeypatch, caplog):
-        def half(file, **arrays):
-            file.write(b"half")
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(statistics.np, "savez", half)
-        assert_expected(category_statistics(NAME))
-        assert "No space left on device" in caplog.text
-        assert [p.name for p in json_file.parent.iterdir()] == ["own.json"]
 
     def test_missing_annotations(self, json_file):
         category_statistics(NAME)

@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from gal_d2.engine.train_step import MixedPrecisionTrainer
+from gal_d2.engine.train_step import MOST_PASSED_OVER, MixedPrecisionTrainer
 
 
 class Regression(nn.Module):
@@ -79,3 +79,50 @@ def test_the_loss_scale_is_part_of_the_state():
     )
     other.load_state_dict(trainer.state_dict())
     assert other.grad_scaler.state_dict()["scale"] == 128.0
+
+
+class Normalised(nn.Module):
+    """A layer with running statistics; the loss of some steps is NaN."""
+
+    def __init__(self, odd_steps: range) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.BatchNorm1d(4), nn.Linear(4, 1)
+        self.odd_steps = odd_steps
+        self.step = -1
+
+    def forward(self, batch):
+        self.step += 1
+        x = torch.stack(batch) * (torch.nan if self.step in self.odd_steps else 1.0)
+        return {"loss": self.linear(self.norm(x)).square().mean()}
+
+
+def run(odd_steps: range, steps: int) -> list[dict[str, torch.Tensor]]:
+    """The state of the model after each step."""
+    torch.manual_seed(0)
+    model, data = Normalised(odd_steps), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trainer = MixedPrecisionTrainer(model, itertools.repeat(list(data)), optimizer, None)
+    states = []
+    with EventStorage() as trainer.storage:
+        for trainer.iter in range(steps):
+            trainer.run_step()
+            states.append({k: v.clone() for k, v in model.state_dict().items()})
+    return states
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert [k for k in first if not torch.equal(first[k], second[k])] == []
+
+
+def test_a_step_without_a_finite_loss_changes_nothing(caplog):
+    """Not the weights, the statistics of the layers or the momentum: the rest is as without it."""
+    states, without = run(range(2, 3), 6), run(range(0), 5)
+    assert_equal(states[1], states[2])
+    assert_equal(states[5], without[4])
+    assert "The loss of step 2 is infinite or NaN (here: loss nan): the step is" in caplog.text
+
+
+def test_too_many_of_them_in_a_row_are_the_end():
+    run(range(1, MOST_PASSED_OVER), MOST_PASSED_OVER + 2)
+    with pytest.raises(FloatingPointError, match="in 10 steps in a row, the last of them step 10"):
+        run(range(1, MOST_PASSED_OVER + 1), MOST_PASSED_OVER + 2)

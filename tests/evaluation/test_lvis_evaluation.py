@@ -24,7 +24,7 @@ from pycocotools import mask as mask_utils
 
 from gal_d2.compat import numpy_aliases
 from gal_d2.datasets import registration as datasets
-from gal_d2.datasets.annotation_file import DatasetNotFoundError
+from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import register_instances
 from gal_d2.errors import UserError
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator

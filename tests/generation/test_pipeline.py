@@ -12,7 +12,9 @@ from made_by_hand import FLAGGED_INDEX, SIDE, SMALL_INDEX, DarkSegmenter, DiscGe
 from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter, Candidate, Verdict
 from gal_d2.generation.generator import GeneratedImage, GenerationRequest
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.instance_cutter import InstanceCutter
+from gal_d2.generation.pipeline import InstancePipeline
+from gal_d2.generation.store import PoolStore
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 

@@ -14,9 +14,11 @@ import pytest
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.filters import AreaFilter
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.instance_cutter import InstanceCutter
+from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner, require_room
+from gal_d2.generation.store import PoolStore
 from gal_d2.generation.work import WorkUnit, plan_work
 from gal_d2.pool.instance_pool import InstancePool
 

@@ -15,13 +15,8 @@ from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, GenerationRequest
 from gal_d2.generation.journal import Outcome
 from gal_d2.generation.prompts import PromptBook
-from gal_d2.generation.scheduler import (
-    AdaptiveScheduler,
-    Arm,
-    FixedScheduler,
-    build_scheduler,
-    group_shares,
-)
+from gal_d2.generation.schedule_rules import AdaptiveScheduler, FixedScheduler, build_scheduler
+from gal_d2.generation.scheduler import Arm, group_shares
 
 
 def make_arms(num_categories: int, templates: str = "a") -> list[Arm]:

@@ -402,7 +402,7 @@ def test_the_document_s_head_loss_is_one_class(tmp_path, document):
         tmp_path,
         *POINT_HEAD,
         *("GAL.SCORER.HEADS", "['box', 'coarse_mask']"),
-        *("GAL.POSTERIOR.SIGNALS", "['box_score', 'coarse_mask_loss']"),
+        *("GAL.POSTERIOR.SIGNALS", "['box_score', 'box_loss', 'coarse_mask_loss']"),
     )
     judge = gal_d2.attach(model, cfg)
     step(model, judge)

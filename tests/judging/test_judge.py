@@ -198,7 +198,11 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
     lvis_root, repository, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(QuantileAccept, "MIN_COUNT", 1)
-    options = ("GAL.ACCEPT.WARM_UP.MIN_AGE", "2", "GAL.ACCEPT.POLICY", "quantile")
+    options = (
+        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "2", "GAL.ACCEPT.POLICY", "quantile"),
+        *("GAL.POSTERIOR.SIGNALS", "['box_score', 'mask_loss']"),
+        *("GAL.POSTERIOR.WEIGHTS", "[1.0, 0.5]"),
+    )
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
     judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
     judge.resume(0)

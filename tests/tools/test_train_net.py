@@ -62,6 +62,7 @@ def test_lvis_gal_trains_resumes_and_evaluates(lvis_root, repository, weight_cac
     assert (tmp_path / "model_0000001.pth").exists() and (tmp_path / "model_final.pth").exists()
     assert (tmp_path / "inference/per_category_ap.csv").exists()
     assert list((tmp_path / "ledger").glob("*.parquet"))
+    assert (tmp_path / "report.html").exists()
     metrics: dict = {}
     for line in (tmp_path / "metrics.json").open():
         metrics |= json.loads(line)
@@ -94,7 +95,7 @@ def test_without_lvis_it_is_one_sentence(repository, tmp_path):
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     sentence = result.stderr.strip().splitlines()[-1]
-    assert "lvis_v1_train.json" in sentence and "datasets/README.md" in sentence
+    assert "lvis_v1_train.json" in sentence and "docs/datasets.md" in sentence
 
 
 def test_eval_only_without_weights_says_so(lvis_root, repository, tmp_path):

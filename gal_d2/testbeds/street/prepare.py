@@ -171,7 +171,7 @@ def _label_names(root: Path) -> list[str]:
     if not file.is_file():
         raise UserError(
             f"{file} does not exist: give --photos a copy of bearpaw/clothing-co-parsing "
-            "(datasets/README.md)."
+            "(docs/datasets.md)."
         )
     return [str(entry[0]) for entry in _read_mat(file, "label_list").ravel()]
 
@@ -439,7 +439,7 @@ def read_garments(root: Path) -> dict[str, list[Path]]:
     if not table.is_file():
         raise UserError(
             f"{table} does not exist: give --garments a copy of alexeygrigorev/clothing-dataset "
-            "(datasets/README.md)."
+            "(docs/datasets.md)."
         )
     found: dict[str, list[Path]] = defaultdict(list)
     missing = 0

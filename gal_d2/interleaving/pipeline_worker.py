@@ -40,7 +40,7 @@ class GeneratorCrash(RuntimeError):
     """The generator failed in a way that nobody foresaw; it can be started anew."""
 
 
-class GeneratorWorker(Protocol):
+class PipelineWorker(Protocol):
     """Meets requests, now or later, and puts what it draws into a pool.
 
     Attributes:
@@ -104,7 +104,7 @@ class InlineWorker:
         self._outcomes: list[Outcome] = []
 
     def start(self, *, again: bool = False) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         try:
             self._pipeline = self._make_pipeline()
         except Exception as error:
@@ -113,22 +113,22 @@ class InlineWorker:
             raise
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         with self._at_work():
             self._outcomes += self._pipeline.run(requests)
 
     def collect(self) -> list[Outcome]:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
 
     def flush(self) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         with self._at_work():
             self._pipeline.flush()
 
     def close(self) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             try:
@@ -175,7 +175,7 @@ class ProcessWorker:
         self._crash: GeneratorCrash | None = None
 
     def start(self, *, again: bool = False) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         # Not forked: the trainer has threads, and maybe a GPU.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -189,11 +189,11 @@ class ProcessWorker:
             self._receive(starting=True)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         self._send(list(requests))
 
     def collect(self) -> list[Outcome]:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         outcomes: list[Outcome] = []
         while self._crash is None and self._connection.poll():
             try:
@@ -205,11 +205,11 @@ class ProcessWorker:
         return outcomes
 
     def flush(self) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         self._send(_FLUSH)
 
     def close(self) -> None:
-        """See :class:`GeneratorWorker`."""
+        """See :class:`PipelineWorker`."""
         process, self.process = self.process, None
         if process is None:
             return

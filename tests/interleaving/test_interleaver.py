@@ -14,12 +14,16 @@ from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.cutout_generator import CutoutGenerator, PoolCandidates
 from gal_d2.generation.generator import GenerationRequest
+from gal_d2.generation.instance_cutter import InstanceCutter
 from gal_d2.generation.journal import Outcome
-from gal_d2.generation.pipeline import InstanceCutter, InstancePipeline, PoolStore
+from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.prompts import PromptBook
-from gal_d2.generation.scheduler import AdaptiveScheduler, Arm, CategoryScheduler, FixedScheduler
-from gal_d2.interleaving.generator_worker import GeneratorCrash, InlineWorker
-from gal_d2.interleaving.interleave import Interleaver, check_interleaving, learn_from_ledger
+from gal_d2.generation.schedule_rules import AdaptiveScheduler, FixedScheduler
+from gal_d2.generation.scheduler import Arm, CategoryScheduler
+from gal_d2.generation.store import PoolStore
+from gal_d2.interleaving.build import check_interleaving, learn_from_ledger
+from gal_d2.interleaving.interleaver import Interleaver
+from gal_d2.interleaving.pipeline_worker import GeneratorCrash, InlineWorker
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
@@ -365,7 +369,7 @@ def test_a_generator_that_fails_at_once_within_the_trainer(tmp_path, caplog):
         for _ in range(4):
             tick(interleaver)
     assert len(caplog.records) == 2 and len(interleaver.pool) == 0
-    assert "MemoryError: no room (test_interleave.py" in caplog.text
+    assert "MemoryError: no room (test_interleaver.py" in caplog.text
     assert caplog.records[0].exc_info  # with a traceback
     interleaver.close()
 

@@ -14,7 +14,7 @@ from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
 from gal_d2.generation.journal import Outcome
 from gal_d2.generation.prompts import PromptBook
-from gal_d2.interleaving.generator_worker import GeneratorCrash, ProcessWorker
+from gal_d2.interleaving.pipeline_worker import GeneratorCrash, ProcessWorker
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.configuration import load_config
 

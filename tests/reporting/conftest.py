@@ -1,0 +1,8 @@
+"""The browser's options are those of benchmarks/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
