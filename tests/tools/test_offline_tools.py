@@ -22,8 +22,9 @@ from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import Verdict, VerdictFile
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.launch import run_tool
 
 QUICK = ["--per-category", "2", "--candidates", "2", "--placements", "1", "--batch-size", "4"]
@@ -147,7 +148,7 @@ def training_ledger(workplace, tmp_path) -> tuple[Path, list[int]]:
                 num_rois=torch.tensor([1, 0]),
                 area=torch.tensor([900.0, 900.0]),
             )
-            decision = Decision.uniform(torch.tensor([accept, accept]), "calibrated")
+            decision = Decision.uniform(torch.tensor([accept, accept]), "quantile")
             writer.append(step, contribution, decision, [3])
     return tmp_path / "ledger", pool_ids
 
