@@ -17,7 +17,7 @@ TORCH ?= torch torchvision
 # Installs packages: uv where it is on the PATH (with the CPU build of torch where there is no GPU),
 # else pip. uv does not read pip's settings, so pip also tries what uv could not get.
 UV := $(shell command -v uv)
-install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) || )$(BIN)/python -m pip install --quiet $(2)
+install = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(1) || { echo "uv could not; pip tries."; false; } || )$(BIN)/python -m pip install --quiet $(2)
 TORCH_BUILD := $(if $(findstring --,$(TORCH)),,--torch-backend auto)
 
 VENV := .venv
@@ -55,7 +55,7 @@ $(VENV)/.complete: $(VENV)/.demo tools/fetch_u2netp.py
 
 miniature: $(MINIATURE)
 
-$(MINIATURE): $(VENV)/.demo gal_d2/testbeds/miniature/scenes.py gal_d2/testbeds/miniature/faults.py gal_d2/testbeds/miniature/sources.py
+$(MINIATURE): $(VENV)/.demo $(wildcard gal_d2/testbeds/miniature/*.py)
 	$(BIN)/python tools/prepare_miniature.py
 	touch $@
 
@@ -86,7 +86,7 @@ gpu: $(VENV)/.complete
 # Without pages that are out of date, dead links or warnings.
 docs: $(VENV)/.complete
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "output/site/index.html"
+	@echo "output/site/index.html (its search needs a server: python3 -m http.server -d output/site)"
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ code, give another --output.
 
     python benchmarks/comparison.py --document docs/results.md
     python benchmarks/comparison.py --steps 700 --seeds 0 --conditions all gal
-    python benchmarks/comparison.py --ablation "no veto" "GAL.ACCEPT.VETO.ENABLED False"
+    python benchmarks/comparison.py --ablation "no auditions" "GAL.AUDITION.IMAGES 0.0"
     python benchmarks/comparison.py --config street --imagenet --output output/street_comparison
     python benchmarks/comparison.py --config lvis --num-gpus 8 --jobs 1 --seeds 0
 """
@@ -76,7 +76,7 @@ def conditions(rate: float, likeness: str = "likeness") -> dict[str, Condition]:
     no_loop = (
         *("GAL.POOL.SAMPLER", "uniform_class", "GAL.AUDITION.IMAGES", "0.0"),
         *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
-        *("GAL.ACCEPT.QUANTILE.START_RATE", str(rate), "GAL.ACCEPT.QUANTILE.END_RATE", str(rate)),
+        *("GAL.ACCEPT.RATE", str(rate)),
     )
     listed = (
         Condition("none", "no pastes", "baseline"),

@@ -54,8 +54,9 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import ACCEPTANCE_REGISTRY, AcceptancePolicy, Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.policies import ACCEPTANCE_REGISTRY, AcceptancePolicy
 from gal_d2.selection.posterior import Posterior
 from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
@@ -70,7 +71,7 @@ CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
 # Three of five candidates are bad, and that shows in any sample of the pool.
 QUANTILE = (
     *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
-    *("GAL.ACCEPT.QUANTILE.START_RATE", "0.27", "GAL.ACCEPT.QUANTILE.END_RATE", "0.27"),
+    *("GAL.ACCEPT.RATE", "0.27"),
 )
 SCORED = ("clean", "polluted", "gal")  # the models whose scores are compared
 TITLES = {"clean": "accept none", "polluted": "accept all"}

@@ -223,11 +223,7 @@ def likeness_to_real(
     """
     class_of = load_metadata(cfg.DATASETS.TRAIN[0]).thing_dataset_id_to_contiguous_id
     scenes = get_detection_dataset_dicts(list(cfg.DATASETS.TRAIN), filter_empty=False)
-    real = RealCrops(
-        scenes,
-        sorted(class_of, key=class_of.get),
-        count=cfg.GAL.GENERATOR.FILTER.CLIP_IMAGE.MAX_REAL,
-    )
+    real = RealCrops(scenes, sorted(class_of, key=class_of.get))
     image_filter = ClipImageFilter(embedder, real)
     pool = InstancePool(cfg.GAL.POOL.ROOT)
     values = {}

@@ -284,7 +284,7 @@ def count_step(setting: Setting, steps: int = 2) -> DeviceCounter:
 def _judge_step(judge: InstanceJudge, step: int, samples, features, targets) -> None:
     """What a training step asks of the judge: by the trainer, the ROI heads and the hook."""
     judge.start_step(step, samples)
-    rejected = judge(features, targets, [])
+    rejected = judge(features, targets)
     if rejected is not None:
         for target, mask in zip(targets, rejected, strict=True):
             ignoring(target, mask)

@@ -39,9 +39,10 @@ from scale_steps import Steps
 
 from gal_d2.pool.index import PoolIndex
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.selection.draw import choose_from_best
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.posterior import Posterior
 from gal_d2.selection.posterior_view import PosteriorView, posterior_source
 from gal_d2.selection.ranking import instance_values, rank

@@ -62,9 +62,10 @@ from gal_d2.datasets.registration import register_instances
 from gal_d2.distributed import is_distributed
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.instance_judge import InstanceJudge
-from gal_d2.scoring.gradients.directions import REAL, CacheRows
+from gal_d2.scoring.gradients.cache_rows import REAL, CacheRows
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
-from gal_d2.scoring.roi_losses import MaskLoss, RoiBatch
+from gal_d2.scoring.roi_losses import MaskLoss
+from gal_d2.scoring.rois import RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool

@@ -229,7 +229,7 @@ def draw(samples: list[Sample], path: Path) -> None:
         else:
             axis.plot(hours, [getattr(sample, name) for sample in samples])
         axis.set_title(label)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * axis.dataLim.ymax)
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("hours")

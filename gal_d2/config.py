@@ -126,14 +126,10 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # direction), "<head>_loss" (minus the logarithm of its loss), "score" (the scorer's combined
     # one) or "phi" (the raw dot product).
     gal.POSTERIOR.SIGNALS = ["box_score", "box_loss", "mask_loss"]
-    # Value = sum over the signals of WEIGHT x min(quality, CEILING), the quality in standard
-    # deviations of the class's scores.
+    # Value = sum over the signals of WEIGHT x quality, the quality in standard deviations of the
+    # class's scores, and at most 1 for the loss of a head that does not classify. One weight per
+    # entry of SIGNALS.
     gal.POSTERIOR.WEIGHTS = [1.0, 0.5, 0.5]
-    gal.POSTERIOR.CEILINGS = [100.0, 100.0, 1.0]
-    # Scores that the prior (as good as the class's candidates on average) is worth.
-    gal.POSTERIOR.PRIOR_COUNT = 0.5
-    # Visible area from which on a score counts in full, pixels.
-    gal.POSTERIOR.FULL_AREA = 1024.0
 
     gal.AUDITION = CfgNode()
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
@@ -172,7 +168,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
 def _add_generator_keys(gal: CfgNode) -> None:
     gal.GENERATOR = CfgNode()
     # Where new instances come from: a name in GENERATOR_REGISTRY ("stable_diffusion": a
-    # text-to-image model; "cutouts": candidates that are there). Empty: from nowhere.
+    # text-to-image model; "cutouts": candidates that are there). Empty: disabled.
     gal.GENERATOR.NAME = ""
     # Run seed: image i of a category has a seed mixed of (SEED, category, i).
     gal.GENERATOR.SEED = 0
@@ -192,10 +188,9 @@ def _add_generator_keys(gal: CfgNode) -> None:
 
     # "stable_diffusion": name on the hub or local folder of a diffusers pipeline with safetensors.
     gal.GENERATOR.MODEL = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    # Weight variant ("fp16") and revision to load; empty: the default ones.
+    # Weight variant ("fp16") to load; empty: the default one.
     gal.GENERATOR.VARIANT = ""
-    gal.GENERATOR.REVISION = ""
-    # Images in a forward pass of the model.
+    # Images in a forward pass of any model of generation.
     gal.GENERATOR.BATCH_SIZE = 8
     # Height and width of an image, pixels: a multiple of 8.
     gal.GENERATOR.SIZE = 512
@@ -210,12 +205,8 @@ def _add_generator_keys(gal: CfgNode) -> None:
     # Drop images that the model's safety checker objects to; a model without one is named in the
     # log.
     gal.GENERATOR.SAFETY_CHECKER = True
-    # For speed on a GPU: memory format, and torch.compile of the denoiser.
-    gal.GENERATOR.CHANNELS_LAST = True
+    # torch.compile the denoiser, for speed on a GPU; the first batch takes minutes.
     gal.GENERATOR.COMPILE = False
-    # For small GPUs: compute attention, or decode images, in slices.
-    gal.GENERATOR.ATTENTION_SLICING = False
-    gal.GENERATOR.VAE_SLICING = False
 
     gal.GENERATOR.PROMPT = CfgNode()
     # Templates that take turns; fields are {name}, {hint} (LVIS's words in parentheses) and
@@ -223,14 +214,6 @@ def _add_generator_keys(gal: CfgNode) -> None:
     gal.GENERATOR.PROMPT.TEMPLATES = ["a photo of a single {name}"]
     # YAML or JSON file, category -> list of templates, for categories that want their own.
     gal.GENERATOR.PROMPT.FILE = ""
-
-    gal.GENERATOR.RAY = CfgNode()
-    # Actors that generate (0: one for each GPU of the cluster, two without GPUs), and that segment
-    # and filter (0: as many).
-    gal.GENERATOR.RAY.GENERATORS = 0
-    gal.GENERATOR.RAY.CUTTERS = 0
-    # Share of a GPU that segmenting and filtering gets; generating gets the rest.
-    gal.GENERATOR.RAY.GPUS_PER_CUTTER = 0.25
 
     _add_segmenter_keys(gal.GENERATOR)
     _add_filter_keys(gal.GENERATOR)
@@ -243,16 +226,12 @@ def _add_interleaving_keys(generator: CfgNode) -> None:
     # DEVICE, and training takes in what is there.
     generator.MODE = "sync"
     # Every PERIOD steps, and before the first, images are drawn ("sync") or taken in ("async").
-    # They are pasted from the snapshot on that comes next (GAL.SNAPSHOTS).
+    # They are available from the next snapshot (GAL.SNAPSHOTS).
     generator.PERIOD = 100
     # Images asked for at a time.
     generator.BATCH = 16
-    # "async": batches that the process has on order.
-    generator.QUEUE = 2
     # While so many new cut-outs were never pasted, no more are drawn; 0: no limit.
     generator.MAX_WAITING = 1000
-    # A generator that crashes is started anew at most so many times in a run.
-    generator.MAX_RESTARTS = 3
 
     generator.SCHEDULE = CfgNode()
     # What is drawn: "adaptive" (categories and templates whose new instances training accepts, rare
@@ -260,12 +239,6 @@ def _add_interleaving_keys(generator: CfgNode) -> None:
     generator.SCHEDULE.NAME = "adaptive"
     # A category with n training images (and accepted instances, if adaptive) counts n ** -POWER.
     generator.SCHEDULE.POWER = 1.0
-    # "adaptive": share of the draws that goes to all categories in turn.
-    generator.SCHEDULE.FLOOR = 0.1
-    # "adaptive": evidence loses half its weight in so many draws per category, on average.
-    generator.SCHEDULE.HALF_LIFE = 50.0
-    # Times that training looks at a new instance before it is counted as known.
-    generator.SCHEDULE.EXPOSURES = 4
     # Folder of the ledger of an earlier training with this pool, to begin with what it found out.
     generator.SCHEDULE.LEDGER = ""
 
@@ -274,8 +247,6 @@ def _add_segmenter_keys(generator: CfgNode) -> None:
     generator.SEGMENTER = CfgNode()
     # Any of "rembg", "clipseg", "sam"; of several, the mask with the best CLIP score is taken.
     generator.SEGMENTER.NAMES = ["rembg"]
-    # Alpha (1-255) from which on a pixel of a soft mask belongs to the object.
-    generator.SEGMENTER.THRESHOLD = 128
     generator.SEGMENTER.REMBG = CfgNode()
     # rembg's models; each is a segmenter of its own.
     generator.SEGMENTER.REMBG.MODELS = ["isnet-general-use"]
@@ -288,8 +259,6 @@ def _add_segmenter_keys(generator: CfgNode) -> None:
     generator.SEGMENTER.SAM = CfgNode()
     # Hub name or local folder.
     generator.SEGMENTER.SAM.MODEL = "facebook/sam-vit-base"
-    # Distance of the background points from the image's corners, as a share of its side.
-    generator.SEGMENTER.SAM.MARGIN = 0.02
 
 
 def _add_filter_keys(generator: CfgNode) -> None:
@@ -306,16 +275,13 @@ def _add_filter_keys(generator: CfgNode) -> None:
     # CLIP, for both filters below and the choice between masks: hub name or local folder.
     generator.FILTER.CLIP = CfgNode()
     generator.FILTER.CLIP.MODEL = "openai/clip-vit-large-patch14"
-    # Lowest cosine of the cut-out with "a photo of a single {name}". Where the best of MIN_GROUP or
-    # more images that are filtered together is lower, those within TOLERANCE of it pass as well.
+    # Lowest cosine of the cut-out with "a photo of a single {name}". Where the best of four or more
+    # images that are filtered together is lower, those that come close to it pass as well.
     generator.FILTER.CLIP_TEXT = CfgNode()
     generator.FILTER.CLIP_TEXT.MIN = 0.21
-    generator.FILTER.CLIP_TEXT.TOLERANCE = 0.01
-    generator.FILTER.CLIP_TEXT.MIN_GROUP = 4
-    # Lowest mean cosine with real objects of the category, of which at most MAX_REAL are looked at.
+    # Lowest mean cosine with the largest real objects of the category.
     generator.FILTER.CLIP_IMAGE = CfgNode()
     generator.FILTER.CLIP_IMAGE.MIN = 0.6
-    generator.FILTER.CLIP_IMAGE.MAX_REAL = 10
     # Lowest probability of "yes" against "no" that a vision-language model (hub name or local
     # folder) gives to the question.
     generator.FILTER.VLM = CfgNode()
@@ -324,8 +290,6 @@ def _add_filter_keys(generator: CfgNode) -> None:
     generator.FILTER.VLM.QUESTION = (
         "Is this one whole {name}{definition}, and nothing else? Answer yes or no."
     )
-    # Images in a forward pass of it.
-    generator.FILTER.VLM.BATCH_SIZE = 8
 
 
 def _add_scorer_keys(gal: CfgNode) -> None:
@@ -350,20 +314,9 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     gal.SCORER.SEED = 0
     # Weight of the old average, per real instance, in a class's direction.
     gal.SCORER.MOMENTUM = 0.98
-    # A class known from n instances counts n / (n + SHRINKAGE), the mean of its frequency group the
-    # rest.
-    gal.SCORER.SHRINKAGE = 2.0
-    # Classes that each class is contrasted with (0: no contrast), chosen anew every PARTNER_EVERY
-    # steps from what its pasted candidates resemble.
+    # Classes that each class is contrasted with (0: no contrast), chosen anew every 50 steps from
+    # what its pasted candidates resemble.
     gal.SCORER.NUM_PARTNERS = 4
-    gal.SCORER.PARTNER_EVERY = 50
-    # Real instances of a class that a step learns from, and relabelled ones in all, per process.
-    gal.SCORER.MAX_REAL_PER_CLASS = 4
-    gal.SCORER.MAX_COUNTERFACTUALS = 64
-    # ROIs that a pasted instance is scored on: "gt", one at its ground-truth box, or "proposals",
-    # at most MAX_PROPOSALS of those that training would match to it, drawn at random.
-    gal.SCORER.ROIS = "gt"
-    gal.SCORER.MAX_PROPOSALS = 4
     # Real instances that the scorer learns from: "train", those of the training batch, or "probe",
     # those of held-out real images of the pasted classes.
     gal.SCORER.TARGET = "train"
@@ -383,38 +336,19 @@ def _add_accept_keys(gal: CfgNode) -> None:
     # "instance": each instance by its own score. "batch": all or none of a step's, by the cosine of
     # the whole model's gradients on real images and on the pasted instances (arXiv 2406.02435).
     gal.ACCEPT.UNIT = "instance"
-    # "always", "never", "random", "threshold", "quantile", "top_k" or "calibrated"; with UNIT
-    # "batch": "threshold" or "percentile".
+    # "always", "never", "random" or "quantile"; with UNIT "batch": "threshold" or "percentile".
     gal.ACCEPT.POLICY = "always"
-    # "random": probability of acceptance.
+    # "random": probability of acceptance. "quantile": share of the last 1,000 values of a frequency
+    # group that is accepted.
     gal.ACCEPT.RATE = 0.5
-    # "threshold": the lowest score (UNIT "batch": cosine; the paper's is -0.05) that is accepted.
+    # "threshold": the lowest cosine of a batch that is accepted; the paper's is -0.05.
     gal.ACCEPT.THRESHOLD = 0.0
-    # "top_k": instances accepted per image.
-    gal.ACCEPT.TOP_K = 5
-    # "calibrated": accept above this percentile of recent real instances' scores of the class.
-    # "percentile" (UNIT "batch"): accept above this one of the last BATCH_WINDOW steps' cosines.
+    # "percentile": accept a batch above this percentile of the last 1,000 steps' cosines, 0-100.
     gal.ACCEPT.PERCENTILE = 35.0
-    gal.ACCEPT.BATCH_WINDOW = 1000
     # UNIT "batch": weight of the old average in the cached gradient on real images.
     gal.ACCEPT.BATCH_MOMENTUM = 0.1
-    # "quantile": share of the last WINDOW scores of a frequency group that is accepted, linear from
-    # START_RATE to END_RATE over training, once there are MIN_COUNT.
-    gal.ACCEPT.QUANTILE = CfgNode()
-    gal.ACCEPT.QUANTILE.START_RATE = 0.5
-    gal.ACCEPT.QUANTILE.END_RATE = 0.5
-    gal.ACCEPT.QUANTILE.WINDOW = 1000
-    gal.ACCEPT.QUANTILE.MIN_COUNT = 30
-    # Until real instances of a class came in MIN_AGE steps: "accept", "random" (at RATE) or
-    # "reject".
+    # Until real instances of a class came in MIN_AGE steps, its scores are not remembered, and RULE
+    # ("accept" or "reject") takes the place of a policy that needs them.
     gal.ACCEPT.WARM_UP = CfgNode()
     gal.ACCEPT.WARM_UP.MIN_AGE = 20
     gal.ACCEPT.WARM_UP.RULE = "accept"
-    gal.ACCEPT.WARM_UP.RATE = 0.5
-    # Reject whatever the score if the head's loss exceeds FACTOR times the QUANTILE of recent real
-    # instances of the class.
-    gal.ACCEPT.VETO = CfgNode()
-    gal.ACCEPT.VETO.ENABLED = False
-    gal.ACCEPT.VETO.HEAD = "mask"
-    gal.ACCEPT.VETO.QUANTILE = 0.95
-    gal.ACCEPT.VETO.FACTOR = 1.5

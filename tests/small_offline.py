@@ -39,7 +39,7 @@ def score(repository: Path, output: Path, kill_at: int = -1, placements: int = 2
     """What tools/score_pool.py does; the process dies before batch ``kill_at`` is recorded."""
     from gal_d2.commands.offline_options import OfflineOptions
     from gal_d2.commands.score_pool import score_pool
-    from gal_d2.selection.ledger import LedgerWriter
+    from gal_d2.selection.ledger_writer import LedgerWriter
 
     append = LedgerWriter.append
     count = 0

@@ -243,7 +243,7 @@ def test_14_other_pages_are_refused(review):
 def test_15_the_review_page_shows_text_and_no_paths(review):
     for path in ("/cut_out/../verdicts.jsonl", "/../pool", "/cut_out/..%2f1.png"):
         assert status(review, path) == 404
-    # In a browser: tests/review/test_page.py.
+    # In a browser: tests/review/test_review_page.py.
     assert "innerHTML" not in review.page and "insertAdjacent" not in review.page
 
 

@@ -18,7 +18,8 @@ from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.setup import setup
-from gal_d2.testbeds.miniature.scenes import MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.prepare import prepare_miniature
+from gal_d2.testbeds.miniature.settings import MiniatureConfig
 
 CANDIDATES_PER_CATEGORY = 10
 

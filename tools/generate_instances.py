@@ -52,6 +52,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="ADDRESS",
         help="run on a Ray cluster: its address, `auto`, or nothing for one on this machine",
     )
+    parser.add_argument(
+        "--ray-generators",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actors that draw (default: one for each GPU of the cluster, two without GPUs)",
+    )
+    parser.add_argument(
+        "--ray-cutters",
+        type=int,
+        default=0,
+        metavar="N",
+        help="actors that segment and filter (default: as many)",
+    )
+    parser.add_argument(
+        "--ray-gpus-per-cutter",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="of a GPU, for segmenting and filtering; drawing gets the rest (default: 0.25)",
+    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config options")
     # --categories takes all words that follow, so the options' KEY VALUE pairs may be mixed up
     # with them: keys are in capitals with dots.

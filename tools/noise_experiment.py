@@ -28,6 +28,7 @@ from gal_d2.testbeds.miniature.sources import has_fashion_mnist
 from gal_d2.testbeds.noise import experiment as noise
 from gal_d2.testbeds.noise.figure import save_score_distributions
 from gal_d2.testbeds.noise.image_sets import IMAGE_SETS, ImageSet, load_image_set
+from gal_d2.testbeds.noise.tables import accuracy_table, location_table, separation_table
 
 logger = logging.getLogger("gal_d2")
 
@@ -132,8 +133,8 @@ def main(args: argparse.Namespace) -> None:
         f"{data.name}: contribution of candidates by noise ({len(config.seeds)} seeds)",
     )
     tables = (
-        f"{data.name}: {config}\n\n{noise.separation_table(results, config)}\n\n"
-        f"{noise.location_table(results, config)}\n\n{noise.accuracy_table(results)}\n"
+        f"{data.name}: {config}\n\n{separation_table(results, config)}\n\n"
+        f"{location_table(results, config)}\n\n{accuracy_table(results)}\n"
     )
     (output / "tables.md").write_text(tables)
     print(tables)

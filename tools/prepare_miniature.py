@@ -24,8 +24,10 @@ import pyarrow.parquet
 from gal_d2.errors import UserError
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.miniature.categories import CATEGORIES
 from gal_d2.testbeds.miniature.faults import KINDS
-from gal_d2.testbeds.miniature.scenes import CATEGORIES, MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.prepare import prepare_miniature
+from gal_d2.testbeds.miniature.settings import MiniatureConfig
 from gal_d2.testbeds.miniature.sources import OBJECT_SOURCES
 
 _TILE = 144

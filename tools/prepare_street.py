@@ -7,7 +7,7 @@ tools/prepare_street.py --truth
 
 The folders are copies of github's bearpaw/clothing-co-parsing and alexeygrigorev/clothing-dataset.
 The last command says what the cut-outs of the pool really show, for reports. docs/street.md goes on
-from here; gal_d2/testbeds/street/prepare.py says what is done.
+from here; gal_d2/testbeds/street/ says what is done.
 """
 
 from __future__ import annotations
@@ -25,14 +25,10 @@ from pycocotools import mask as mask_utils
 
 from gal_d2.errors import UserError
 from gal_d2.setup.launch import run_tool
+from gal_d2.testbeds.street.candidates import prepare_candidates, write_pool_truth
 from gal_d2.testbeds.street.categories import RARE, RARE_IMAGES
-from gal_d2.testbeds.street.prepare import (
-    StreetConfig,
-    prepare_candidates,
-    prepare_photographs,
-    street_categories,
-    write_pool_truth,
-)
+from gal_d2.testbeds.street.photographs import prepare_photographs
+from gal_d2.testbeds.street.settings import StreetConfig, street_categories
 from gal_d2.testbeds.truth import GOOD
 from gal_d2.visualization.contact_sheet import BAD, PASTED, REAL, draw_instances, save_png, tile
 from gal_d2.visualization.contact_sheet import GOOD as GOOD_COLOR

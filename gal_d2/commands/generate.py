@@ -107,7 +107,7 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.ray is None:
         steps = in_this_process(cfg, all_categories, units, store)
     else:
-        steps = on_ray(cfg, all_categories, units, store, arguments.ray)
+        steps = on_ray(cfg, all_categories, units, store, arguments)
     statistics, seconds = DropStatistics(), time.perf_counter()
     try:
         with tqdm(
@@ -153,19 +153,18 @@ def on_ray(
     categories: Sequence[Category],
     units: list[WorkUnit],
     store: PoolStore,
-    address: str,
+    arguments: argparse.Namespace,
 ) -> Iterator[list[Outcome]]:
     """Do the units on a Ray cluster."""
     if not units:
         return
-    options = cfg.GAL.GENERATOR.RAY
     with RayRunner(
         functools.partial(build_generator, cfg, categories),
         functools.partial(build_cutter, cfg, categories),
-        address=address,
-        generators=options.GENERATORS,
-        cutters=options.CUTTERS,
-        gpus_per_cutter=options.GPUS_PER_CUTTER,
+        address=arguments.ray,
+        generators=arguments.ray_generators,
+        cutters=arguments.ray_cutters,
+        gpus_per_cutter=arguments.ray_gpus_per_cutter,
     ) as runner:
         yield from runner.run(units, store)
 

@@ -34,8 +34,9 @@ from gal_d2.judging.auditions import Auditioner
 from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import class_groups
 from gal_d2.pool.instance_pool import InstancePool
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.arguments import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,12 @@ class OfflinePass:
         self.metadata = load_metadata(cfg.DATASETS.TRAIN[0])
         self.class_of_category = self.metadata.thing_dataset_id_to_contiguous_id
         self.scorer = build_scorer(
-            _offline_scorer_config(cfg), scored_roi_heads(model), class_groups(self.metadata)
+            _offline_scorer_config(cfg),
+            scored_roi_heads(model),
+            class_groups(self.metadata),
+            partner_every=1,
+            max_real_per_class=_REAL_PER_CLASS_AND_STEP,
+            max_counterfactuals=_COUNTERFACTUALS_PER_STEP,
         )
         rehearse_on_noise(self.scorer.gradients, model)
         self.augmentations = utils.build_augmentation(cfg, is_train=False)
@@ -363,10 +369,7 @@ def _offline_scorer_config(cfg: CfgNode) -> CfgNode:
     cfg.defrost()
     node = cfg.GAL.SCORER
     node.MOMENTUM = max(node.MOMENTUM, _MOMENTUM)
-    node.PARTNER_EVERY = 1
     node.GRADIENTS = "all"
-    node.MAX_REAL_PER_CLASS = _REAL_PER_CLASS_AND_STEP
-    node.MAX_COUNTERFACTUALS = _COUNTERFACTUALS_PER_STEP
     return cfg
 
 

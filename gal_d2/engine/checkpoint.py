@@ -89,7 +89,9 @@ class CheckpointStore(DetectionCheckpointer):
                     torch.save({**state, **kwargs}, file)
                 seal_zip(temporary)
             self.tag_last_checkpoint(path.name)
-        except (OSError, RuntimeError) as error:  # torch's writer hides what the system said
+        except (OSError, RuntimeError) as error:
+            if not (isinstance(error, OSError) or "inline_container" in str(error)):
+                raise  # not of torch's writer, which hides what the system said
             raise UserError(
                 f"The checkpoint {path} cannot be written ({_reason(error)}): free some space or "
                 "set OUTPUT_DIR to a place that you can write to, and go on with --resume from the "

@@ -16,6 +16,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from gal_d2.errors import UserError
+from gal_d2.retired_keys import require_same_retired_keys
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +85,17 @@ def check_options(before: str | None, cfg: CfgNode, label: str) -> None:
         label: of the checkpoint, for messages.
 
     Raises:
-        UserError: an option that cannot change is another one.
+        UserError: an option that cannot change is another one, or one is gone.
     """
     if before is None:
         logger.warning(
             "%s does not say which options it was made with: changed ones are not noticed.", label
         )
         return
+    old_options = dict(_flat(yaml.safe_load(before)))
+    require_same_retired_keys(old_options, cfg, label)
     changed = changed_options(before, cfg)
-    was_scored = dict(_flat(yaml.safe_load(before))).get("GAL.SCORER.ENABLED", False)
+    was_scored = old_options.get("GAL.SCORER.ENABLED", False)
     for key, (old, new) in changed.items():
         if key.startswith("GAL.SCORER.") and not (was_scored and cfg.GAL.SCORER.ENABLED):
             continue  # there are no scores from before, or none from now on

@@ -78,13 +78,13 @@ class MixedPrecisionTrainer(SimpleTrainer):
             loss_dict = self.model(data)
             losses = sum(loss_dict.values())
 
-        is_finite = all_processes(bool(losses.isfinite()))
         self.optimizer.zero_grad()
-        if is_finite:
-            self.grad_scaler.scale(losses).backward()
+        self.grad_scaler.scale(losses).backward()
         if self.on_backward is not None:
             self.on_backward()
-        if not is_finite:
+        # Not before: the host waits for the device here.
+        if not all_processes(bool(losses.isfinite())):
+            self.optimizer.zero_grad()
             for buffer, kept in zip(self._statistics, statistics, strict=True):
                 buffer.copy_(kept)
             self._pass_over(loss_dict)

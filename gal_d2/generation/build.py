@@ -103,10 +103,6 @@ def check_options(cfg: CfgNode) -> None:
     for key in ("BATCH_SIZE", "STEPS", "PER_CATEGORY", "UNIT_SIZE"):
         if options[key] < 1:
             raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: give at least 1.")
-    if not 1 <= options.SEGMENTER.THRESHOLD <= 255:
-        raise UserError(
-            f"GAL.GENERATOR.SEGMENTER.THRESHOLD is {options.SEGMENTER.THRESHOLD}: give 1 to 255."
-        )
     check_names("GAL.GENERATOR.SEGMENTER.NAMES", options.SEGMENTER.NAMES, SEGMENTERS)
     check_names("GAL.GENERATOR.FILTER.NAMES", options.FILTER.NAMES, FILTERS)
     generation_dtype(cfg, generation_device(cfg))
@@ -129,13 +125,9 @@ def stable_diffusion(cfg: CfgNode, categories: Sequence[Category]) -> StableDiff
         device=device,
         dtype=generation_dtype(cfg, device),
         variant=options.VARIANT,
-        revision=options.REVISION,
         scheduler=options.SCHEDULER,
         safety_checker=options.SAFETY_CHECKER,
-        channels_last=options.CHANNELS_LAST,
         compile_denoiser=options.COMPILE,
-        attention_slicing=options.ATTENTION_SLICING,
-        vae_slicing=options.VAE_SLICING,
     )
     return StableDiffusionGenerator(
         pipeline,

@@ -49,9 +49,7 @@ def build_segmenters(cfg: CfgNode) -> list[Segmenter]:
             for model in options.REMBG.MODELS
         ],
         "clipseg": lambda: [ClipSegSegmenter.load(options.CLIPSEG.MODEL, **shared)],
-        "sam": lambda: [
-            SamBackgroundSegmenter.load(options.SAM.MODEL, margin=options.SAM.MARGIN, **shared)
-        ],
+        "sam": lambda: [SamBackgroundSegmenter.load(options.SAM.MODEL, **shared)],
     }
     return [segmenter for name in options.NAMES for segmenter in builders[name]()]
 
@@ -73,12 +71,7 @@ def build_filters(
     builders = {
         "area": lambda: AreaFilter(options.AREA.MIN, options.AREA.MAX),
         "truncation": lambda: TruncationFilter(options.TRUNCATION.MAX),
-        "clip_text": lambda: ClipTextFilter(
-            clip,
-            options.CLIP_TEXT.MIN,
-            options.CLIP_TEXT.TOLERANCE,
-            min_group=options.CLIP_TEXT.MIN_GROUP,
-        ),
+        "clip_text": lambda: ClipTextFilter(clip, options.CLIP_TEXT.MIN),
         "clip_image": lambda: ClipImageFilter(
             clip, build_real_crops(cfg, categories), options.CLIP_IMAGE.MIN
         ),
@@ -117,8 +110,7 @@ def build_real_crops(cfg: CfgNode, categories: Sequence[Category]) -> RealCrops:
     for name in names:
         require_dataset(name)
         dicts += load_instances(name)
-    count = cfg.GAL.GENERATOR.FILTER.CLIP_IMAGE.MAX_REAL
-    return RealCrops(dicts, [category.id for category in categories], count=count)
+    return RealCrops(dicts, [category.id for category in categories])
 
 
 def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
@@ -135,7 +127,7 @@ def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
         dtype=generation_dtype(cfg, device),
         question=options.QUESTION,
         minimum=options.MIN,
-        batch_size=options.BATCH_SIZE,
+        batch_size=cfg.GAL.GENERATOR.BATCH_SIZE,
     )
 
 
@@ -152,8 +144,7 @@ def build_cutter(
     Raises:
         UserError: one is unknown, or a model cannot be loaded.
     """
-    options = cfg.GAL.GENERATOR.SEGMENTER
-    if not options.NAMES and not draws_alpha:
+    if not cfg.GAL.GENERATOR.SEGMENTER.NAMES and not draws_alpha:
         raise UserError(
             "GAL.GENERATOR.SEGMENTER.NAMES is empty, but the generator draws no alpha channel: "
             f"name some of {', '.join(SEGMENTERS)}."
@@ -166,5 +157,4 @@ def build_cutter(
         segmenters,
         build_filters(cfg, categories, clip),
         similarity=clip,
-        threshold=options.THRESHOLD,
     )

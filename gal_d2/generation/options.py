@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 
 from gal_d2.errors import UserError
 from gal_d2.generation.journal import recipe_of
+from gal_d2.retired_keys import with_retired_values
 
 SEGMENTERS = ("rembg", "clipseg", "sam")
 FILTERS = ("area", "truncation", "clip_text", "clip_image", "vlm")
@@ -23,7 +24,7 @@ _RECIPE = (
     "CANDIDATES",
     "MODEL",
     "VARIANT",
-    "REVISION",
+    "REVISION",  # of pools that were begun when there was this key
     "SIZE",
     "STEPS",
     "GUIDANCE",
@@ -37,7 +38,7 @@ _RECIPE = (
 
 def generation_recipe(cfg: CfgNode) -> str:
     """A short name of all options that decide what is drawn and kept."""
-    settings = to_plain(cfg.GAL.GENERATOR)
+    settings = with_retired_values(to_plain(cfg.GAL.GENERATOR), "GAL.GENERATOR")
     return recipe_of({key: settings[key] for key in _RECIPE})
 
 

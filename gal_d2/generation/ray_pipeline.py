@@ -166,7 +166,7 @@ class RayRunner:
         share = self._gpus_per_cutter if gpus else 0
         if gpus and not 0 < share < 1:
             raise UserError(
-                f"GAL.GENERATOR.RAY.GPUS_PER_CUTTER is {share}: set it above 0 and below 1, the "
+                f"--ray-gpus-per-cutter is {share}: set it above 0 and below 1, the "
                 "share of a GPU that segmenting gets beside generating."
             )
         drawing = (
@@ -192,7 +192,7 @@ class RayRunner:
             raise UserError(
                 f"Ray has placed {len(there)} of {len(actors)} actors in {_PLACED_WITHIN:.0f} s: "
                 "the cluster is busy or too small, so wait for it, or lower "
-                "GAL.GENERATOR.RAY.GENERATORS and GAL.GENERATOR.RAY.CUTTERS."
+                "--ray-generators and --ray-cutters."
             )
 
     def __exit__(self, *error: object) -> None:
@@ -311,9 +311,9 @@ def require_room(
         )
         raise UserError(
             f"the Ray cluster ({len(nodes)} machines, {have}) has room for {placed} of the "
-            f"{asked} actors that GAL.GENERATOR.RAY asks for ("
+            f"{asked} actors that are asked for ("
             + ", ".join(f"{count} {name}" for name, (count, _) in actors.items())
-            + "): lower GENERATORS and CUTTERS, or add machines."
+            + "): lower --ray-generators and --ray-cutters, or add machines."
         )
 
 

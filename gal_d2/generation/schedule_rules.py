@@ -97,9 +97,9 @@ class AdaptiveScheduler(CategoryScheduler):
     ) -> None:
         super().__init__(arms, image_counts, seed=seed, exposures=exposures)
         if not 0 <= floor <= 1:
-            raise UserError(f"GAL.GENERATOR.SCHEDULE.FLOOR is {floor}: it must be in [0, 1].")
+            raise ValueError(f"floor must be in [0, 1], not {floor}.")
         if not half_life > 0:
-            raise UserError(f"GAL.GENERATOR.SCHEDULE.HALF_LIFE is {half_life}: it must be above 0.")
+            raise ValueError(f"half_life must be above 0, not {half_life}.")
         if power < 0:
             raise UserError(f"GAL.GENERATOR.SCHEDULE.POWER is {power}: it must not be negative.")
         self.power = power
@@ -174,7 +174,7 @@ def build_scheduler(
         for template in dict.fromkeys(prompts.templates(category.id)):
             arms.append(Arm(category.id, template))
             image_counts.append(category.image_count)
-    common = {"seed": cfg.GAL.GENERATOR.SEED, "exposures": options.EXPOSURES}
+    common = {"seed": cfg.GAL.GENERATOR.SEED}
     if options.NAME == "uniform":
         return FixedScheduler(arms, image_counts, power=0.0, **common)
     if options.NAME == "inverse_frequency":
@@ -184,8 +184,6 @@ def build_scheduler(
             arms,
             image_counts,
             power=options.POWER,
-            floor=options.FLOOR,
-            half_life=options.HALF_LIFE,
             **common,
         )
     raise UserError(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gal_d2.errors import UserError
 from gal_d2.generation.generator import NO_CANDIDATE, template_of
 from gal_d2.generation.journal import Outcome
 
@@ -56,9 +55,7 @@ class CategoryScheduler(ABC):
         if not arms or len(arms) != len(set(arms)) or len(arms) != len(image_counts):
             raise ValueError("arms are distinct, at least one, each with an image count")
         if exposures < 1:
-            raise UserError(
-                f"GAL.GENERATOR.SCHEDULE.EXPOSURES is {exposures}: set it to at least 1."
-            )
+            raise ValueError(f"exposures must be at least 1, not {exposures}.")
         self.arms = tuple(arms)
         self.seed = seed
         self.exposures = exposures

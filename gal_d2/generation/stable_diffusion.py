@@ -103,13 +103,9 @@ def load_text_to_image(
     device: torch.device,
     dtype: torch.dtype,
     variant: str = "",
-    revision: str = "",
     scheduler: str = "",
     safety_checker: bool = True,
-    channels_last: bool = True,
     compile_denoiser: bool = False,
-    attention_slicing: bool = False,
-    vae_slicing: bool = False,
 ) -> Any:
     """A diffusers text-to-image pipeline, ready to draw.
 
@@ -118,12 +114,9 @@ def load_text_to_image(
             pickled weights can run code.
         device, dtype: of all its parts.
         variant: of the weight files, such as "fp16"; "" for the plain ones.
-        revision: branch, tag or commit on the hub; "" for the default.
         scheduler: class name of a diffusers scheduler in place of the model's; "" for that one.
         safety_checker: keep it, where the model has one.
-        channels_last: memory format of the convolutions.
         compile_denoiser: torch.compile the U-Net or transformer; the first batch takes minutes.
-        attention_slicing, vae_slicing: less memory, less speed.
 
     Raises:
         UserError: diffusers or the model is missing, or there is no such scheduler.
@@ -132,8 +125,6 @@ def load_text_to_image(
     options: dict[str, Any] = {"use_safetensors": True}
     if variant:
         options["variant"] = variant
-    if revision:
-        options["revision"] = revision
     # diffusers renames the option in 1.0, and says so until then.
     options["torch_dtype" if int(diffusers.__version__.split(".")[0]) < 1 else "dtype"] = dtype
     with warnings.catch_warnings():
@@ -161,17 +152,11 @@ def load_text_to_image(
         pipeline.register_to_config(requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline = pipeline.to(device)
-    if attention_slicing:
-        pipeline.enable_attention_slicing()
-    # Some pipelines draw pixels, or call their decoder otherwise.
-    vae = getattr(pipeline, "vae", None)
-    if vae_slicing and vae is not None:
-        vae.enable_slicing()
     name = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
     denoiser = getattr(pipeline, name)
-    if channels_last:
-        for part in filter(None, (denoiser, vae)):
-            part.to(memory_format=torch.channels_last)
+    # Some pipelines draw pixels, or call their decoder otherwise.
+    for part in filter(None, (denoiser, getattr(pipeline, "vae", None))):
+        part.to(memory_format=torch.channels_last)
     if compile_denoiser:
         setattr(pipeline, name, torch.compile(denoiser))
     return pipeline

@@ -24,6 +24,7 @@ from gal_d2.selection.ledger import Ledger
 logger = logging.getLogger(__name__)
 
 MODES = ("sync", "async")
+_QUEUE = 2  # batches that a process of its own has on order
 
 
 def build_interleaver(cfg: CfgNode) -> Interleaver:
@@ -57,9 +58,8 @@ def build_interleaver(cfg: CfgNode) -> Interleaver:
         _build_worker(cfg, categories),
         pool,
         batch=options.BATCH,
-        queue=options.QUEUE if options.MODE == "async" else 0,
+        queue=_QUEUE if options.MODE == "async" else 0,
         max_waiting=options.MAX_WAITING if cfg.GAL.SCORER.ENABLED else 0,
-        max_restarts=options.MAX_RESTARTS,
         next_index={c.id: journal.next_index(c.id) for c in categories},
         frequency={c.id: c.frequency for c in categories},
     )
@@ -101,7 +101,7 @@ def check_interleaving(cfg: CfgNode) -> None:
     options = cfg.GAL.GENERATOR
     if options.MODE not in MODES:
         raise UserError(f"GAL.GENERATOR.MODE is '{options.MODE}': choose sync or async.")
-    least = {"PERIOD": 1, "BATCH": 1, "QUEUE": 1, "MAX_WAITING": 0, "MAX_RESTARTS": 0}
+    least = {"PERIOD": 1, "BATCH": 1, "MAX_WAITING": 0}
     for key, minimum in least.items():
         if options[key] < minimum:
             raise UserError(f"GAL.GENERATOR.{key} is {options[key]}: set it to at least {minimum}.")

@@ -11,7 +11,7 @@ from gal_d2.distributed import gather_columns
 from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.judging.judge import Judge
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 
 
 class InterleaveHook(HookBase):

@@ -234,8 +234,8 @@ class Interleaver:
             self.worker.close()
             if self._restarts >= self.max_restarts:
                 logger.error(
-                    "The generator crashed: %s. It was started anew %d times already "
-                    "(GAL.GENERATOR.MAX_RESTARTS), so training goes on without it.",
+                    "The generator crashed: %s. It was started anew %d times already, "
+                    "so training goes on without it.",
                     crash,
                     self._restarts,
                     exc_info=crash.__cause__,

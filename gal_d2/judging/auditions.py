@@ -33,7 +33,8 @@ from gal_d2.modeling.frozen import frozen_model
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.scorer import ContributionScorer
-from gal_d2.selection.acceptance import AlwaysAccept, Decision
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.policies import AlwaysAccept
 from gal_d2.selection.posterior import AUDITION, Posterior
 
 logger = logging.getLogger(__name__)

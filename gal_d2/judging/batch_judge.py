@@ -36,11 +36,11 @@ from gal_d2.errors import UserError
 from gal_d2.judging.judge import Judge
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.modeling.roi_heads import can_classify
+from gal_d2.scoring.classification_loss import classification_loss
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.scoring.gradients.whole_gradient import MomentumGradient, flat_gradient, mean_gradient
 from gal_d2.scoring.non_finite import NonFiniteReport
-from gal_d2.scoring.roi_losses import classification_loss
-from gal_d2.selection.acceptance import BatchDecision, BatchRule, build_batch_rule
+from gal_d2.selection.batch_rules import BatchDecision, BatchRule, build_batch_rule
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class BatchJudge(Judge):
         momentum: of the average gradient, weight of the old one.
         probe_period: steps from one with probe images to the next.
         autocast_dtype: as in training.
-        metadata, output_dir, max_steps, seed: as for :class:`~gal_d2.judging.judge.Judge`.
+        metadata, output_dir, seed: as for :class:`~gal_d2.judging.judge.Judge`.
 
     Attributes:
         cache: the average gradient on probe images.
@@ -199,7 +199,6 @@ class BatchJudge(Judge):
         autocast_dtype: torch.dtype | None = None,
         metadata: Metadata,
         output_dir: str | Path,
-        max_steps: int,
         seed: int = 0,
     ) -> None:
         heads = getattr(model, "roi_heads", None)
@@ -214,7 +213,7 @@ class BatchJudge(Judge):
             raise UserError(
                 f"GAL.ACCEPT.BATCH_MOMENTUM is {momentum}: set it to a value in [0, 1)."
             )
-        super().__init__(metadata=metadata, output_dir=output_dir, max_steps=max_steps, seed=seed)
+        super().__init__(metadata=metadata, output_dir=output_dir, seed=seed)
         self.model = model
         self.autocast_dtype = autocast_dtype
         self.rule = rule

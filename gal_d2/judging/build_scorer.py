@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
@@ -9,13 +11,16 @@ from gal_d2.errors import UserError
 from gal_d2.scoring.scorer import ContributionScorer
 
 
-def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> ContributionScorer:
+def build_scorer(
+    cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor, **options: Any
+) -> ContributionScorer:
     """The scorer that ``GAL.SCORER`` describes.
 
     Args:
         cfg: the whole config.
         roi_heads: whose gradients are looked at.
         class_groups: (C,) int64, place of each class's frequency in ``GROUPS``.
+        options: further arguments of :class:`~gal_d2.scoring.scorer.ContributionScorer`.
 
     Raises:
         UserError: an option is out of range.
@@ -37,11 +42,8 @@ def build_scorer(cfg: CfgNode, roi_heads: nn.Module, class_groups: Tensor) -> Co
         seed=node.SEED,
         class_groups=class_groups,
         momentum=node.MOMENTUM,
-        shrinkage=node.SHRINKAGE,
         num_partners=node.NUM_PARTNERS,
-        partner_every=node.PARTNER_EVERY,
-        max_real_per_class=node.MAX_REAL_PER_CLASS,
-        max_counterfactuals=node.MAX_COUNTERFACTUALS,
+        **options,
     )
 
 

@@ -25,16 +25,9 @@ from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import Judge, class_groups
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.proposals import sample_proposals
 from gal_d2.scoring.scorer import Begun, ContributionScorer, Plan, RealBatch
-from gal_d2.selection.acceptance import (
-    AcceptanceContext,
-    AcceptancePolicy,
-    AlwaysAccept,
-    Decision,
-    build_acceptance_policy,
-    step_generator,
-)
+from gal_d2.selection.decision import AcceptanceContext, Decision, step_generator
+from gal_d2.selection.policies import AcceptancePolicy, AlwaysAccept, build_acceptance_policy
 from gal_d2.selection.posterior import Posterior
 
 
@@ -51,9 +44,8 @@ class InstanceJudge(Judge):
         posterior: of what ``scorer`` gives.
         probe_model: the detector that ``roi_heads`` is part of, to learn from held-out images; None
             to learn from the training batch.
-        max_proposals: proposals that an instance is scored on; 0: on its box.
         min_age: steps in which real instances of a class must have come for a score to count.
-        metadata, output_dir, max_steps, seed: as for :class:`Judge`.
+        metadata, output_dir, seed: as for :class:`Judge`.
 
     Raises:
         UserError: an option is out of range.
@@ -68,18 +60,15 @@ class InstanceJudge(Judge):
         policy: AcceptancePolicy,
         posterior: Posterior,
         probe_model: nn.Module | None = None,
-        max_proposals: int = 0,
         min_age: int = 20,
         metadata: Metadata,
         output_dir: str | Path,
-        max_steps: int,
         seed: int = 0,
     ) -> None:
-        super().__init__(metadata=metadata, output_dir=output_dir, max_steps=max_steps, seed=seed)
+        super().__init__(metadata=metadata, output_dir=output_dir, seed=seed)
         self.roi_heads = roi_heads
         self.scorer, self.policy, self.posterior = scorer, policy, posterior
         self.model = probe_model
-        self.max_proposals = max_proposals
         self._probe: list[dict] = []
         self.min_age = min_age
         # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
@@ -94,13 +83,8 @@ class InstanceJudge(Judge):
         cls, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module | None = None
     ) -> dict[str, Any]:
         node = cfg.GAL.SCORER
-        for key, known in (("ROIS", ("gt", "proposals")), ("TARGET", ("train", "probe"))):
-            if node[key] not in known:
-                raise UserError(f"GAL.SCORER.{key} is '{node[key]}': choose {' or '.join(known)}.")
-        if node.MAX_PROPOSALS < 1:
-            raise UserError(
-                f"GAL.SCORER.MAX_PROPOSALS is {node.MAX_PROPOSALS}: set it to 1 or more."
-            )
+        if node.TARGET not in ("train", "probe"):
+            raise UserError(f"GAL.SCORER.TARGET is '{node.TARGET}': choose train or probe.")
         if node.TARGET == "probe" and model is None:
             raise ValueError("with GAL.SCORER.TARGET 'probe' the judge needs the model")
         run = cls._run_arguments(cfg, seed)
@@ -111,7 +95,6 @@ class InstanceJudge(Judge):
             "policy": build_acceptance_policy(cfg),
             "posterior": Posterior.from_config(cfg),
             "probe_model": model if node.TARGET == "probe" else None,
-            "max_proposals": node.MAX_PROPOSALS if node.ROIS == "proposals" else 0,
             "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
         }
 
@@ -125,10 +108,10 @@ class InstanceJudge(Judge):
         start = time.perf_counter()
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
-        # On the CPU, while the device still does the last step. Proposals are not known yet, nor
-        # are targets that a model makes of other things.
+        # On the CPU, while the device still does the last step. Targets that a model makes of other
+        # things are not known yet.
         self._plan = None
-        if not self.max_proposals and all("instances" in sample for sample in batch):
+        if all("instances" in sample for sample in batch):
             self._plan = self.scorer.plan(
                 [sample["instances"] for sample in batch], learn=self.model is None
             )
@@ -139,7 +122,6 @@ class InstanceJudge(Judge):
         self,
         features: Mapping[str, Tensor],
         targets: Sequence[Instances],
-        proposals: Sequence[Instances],
     ) -> list[Tensor] | None:
         """Per image, (N,) bool: True for the targets that must not train the heads.
 
@@ -157,9 +139,7 @@ class InstanceJudge(Judge):
         features = {name: feature.detach() for name, feature in features.items()}
         self._generator = step_generator(self.seed, self.step, comm.get_rank())
         if self._plan is None or not self._plan.is_of(targets):
-            sampled = self._sample_proposals(proposals, targets, self._generator)
-            learn = self.model is None
-            self._plan = self.scorer.plan(targets, learn=learn, proposals=sampled)
+            self._plan = self.scorer.plan(targets, learn=self.model is None)
         probe = self._probe_batch(features, targets) if self.model is not None else None
         self._begun = self.scorer.begin(self._plan, features, targets, self.image_ids, probe)
         self._seconds += time.perf_counter() - start
@@ -177,35 +157,14 @@ class InstanceJudge(Judge):
         contribution, of_all = self.scorer.finish(begun)
         self.posterior.add_gathered(of_all, self.step, leave_out=self.is_young(of_all))
         context = AcceptanceContext(
-            step=self.step,
-            max_steps=self.max_steps,
             class_group=self.class_groups,
-            class_age=self.scorer.cache.num_updates,
-            reference=self.scorer.reference,
+            num_updates=self.scorer.cache.num_updates,
             generator=self._generator,
             value=self._value(contribution),
         )
         decision = self.policy.decide(contribution, context)
         self._seconds += time.perf_counter() - start
         self.record(contribution, decision, self._seconds)
-
-    def _sample_proposals(
-        self,
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-        generator: torch.Generator,
-    ) -> list[tuple[Tensor, Tensor]] | None:
-        """With ``ROIS: proposals``, those to score on."""
-        if not self.max_proposals:
-            return None
-        return sample_proposals(
-            proposals,
-            targets,
-            self.roi_heads.proposal_matcher,
-            most=self.max_proposals,
-            append_gt=self.roi_heads.proposal_append_gt,
-            generator=generator,
-        )
 
     @torch.no_grad()
     def _probe_batch(
@@ -248,5 +207,5 @@ class InstanceJudge(Judge):
 
     def metrics(self) -> dict[str, float]:
         """``gal/cache_age``: mean number of steps since a pasted class's direction changed."""
-        age = self.scorer.cache.age[self.judged.contribution.gt_class]
+        age = self.scorer.cache.steps_since_update[self.judged.contribution.gt_class]
         return {"gal/cache_age": age[age >= 0].float().mean().item()} if (age >= 0).any() else {}

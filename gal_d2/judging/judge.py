@@ -17,8 +17,8 @@ from torch import Tensor
 
 from gal_d2.datasets.registration import load_metadata
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.posterior import Posterior
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ class Judge(ABC):
     Args:
         metadata: of the training set (:func:`~gal_d2.datasets.registration.load_metadata`).
         output_dir: has the ledger.
-        max_steps: of the training.
         seed: the run's seed.
 
     Attributes:
@@ -60,15 +59,12 @@ class Judge(ABC):
         judged: of the last step; None before the first.
     """
 
-    def __init__(
-        self, *, metadata: Metadata, output_dir: str | Path, max_steps: int, seed: int = 0
-    ) -> None:
+    def __init__(self, *, metadata: Metadata, output_dir: str | Path, seed: int = 0) -> None:
         self.class_groups = class_groups(metadata)
         self._metadata = metadata
         self._output_dir = Path(output_dir)
         self.ledger = self.open_ledger("ledger")
         self.posterior: Posterior | None = None
-        self.max_steps = max_steps
         self.seed = seed
         self.step = 0
         self.image_ids: Sequence[int] = ()
@@ -81,7 +77,6 @@ class Judge(ABC):
         return {
             "metadata": load_metadata(cfg.DATASETS.TRAIN[0]),
             "output_dir": cfg.OUTPUT_DIR,
-            "max_steps": cfg.SOLVER.MAX_ITER,
             "seed": seed,
         }
 

@@ -24,11 +24,9 @@ from torch import Tensor, nn
 from gal_d2.errors import UserError
 from gal_d2.modeling.long_tail_predictor import LongTailOutputLayers
 
-TargetFilter = Callable[
-    [Mapping[str, Tensor], Sequence[Instances], Sequence[Instances]], Sequence[Tensor] | None
-]
-"""(feature maps, targets, the RPN's proposals) -> per image (N,) bool on the CPU: True for a target
-that must not train the heads. None: there is none."""
+TargetFilter = Callable[[Mapping[str, Tensor], Sequence[Instances]], Sequence[Tensor] | None]
+"""(feature maps, targets) -> per image (N,) bool on the CPU: True for a target that must not train
+the heads. None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class JudgedROIHeads:
 
     def forward(self, images, features, proposals, targets=None, *args, **kwargs):
         if self.training and self.judge is not None and targets is not None:
-            rejected = self.judge(features, targets, proposals)
+            rejected = self.judge(features, targets)
             if rejected is not None:
                 kept = [ignoring(t, mask) for t, mask in zip(targets, rejected, strict=True)]
                 self._ignores = any(new is not old for new, old in zip(kept, targets, strict=True))
@@ -184,7 +182,7 @@ def _guarded_losses(roi_heads: nn.Module) -> Iterator[None]:
                         f"The ROI heads {name} label boxes with a rejected object: they match "
                         "elsewhere than in label_and_sample_proposals and _match_and_label_boxes, "
                         "where GAL-D2 takes such boxes out. Match them there, or reject nothing "
-                        "(GAL.ACCEPT.POLICY always and GAL.ACCEPT.VETO.ENABLED False)."
+                        "(GAL.ACCEPT.POLICY always)."
                     )
         return losses(*args, **kwargs)
 

@@ -17,9 +17,11 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.classification_loss import classification_loss
 from gal_d2.scoring.gradients.layer_capture import LayerCapture
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
-from gal_d2.scoring.roi_losses import HeadLoss, RoiBatch, classification_loss, frozen_statistics
+from gal_d2.scoring.roi_losses import HeadLoss, frozen_statistics
+from gal_d2.scoring.rois import RoiBatch
 
 logger = logging.getLogger(__name__)
 

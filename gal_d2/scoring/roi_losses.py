@@ -13,94 +13,20 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from detectron2.structures import BitMasks, Boxes, PolygonMasks
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
-from gal_d2.scoring.exchange import send
+from gal_d2.scoring.classification_loss import classification_loss
 from gal_d2.scoring.gradients.layer_capture import can_select_channels, find_layers
+from gal_d2.scoring.rois import RoiBatch, crop_masks, pool_boxes
 
 HEAD_LOSS_REGISTRY = Registry("HEAD_LOSS")
 HEAD_LOSS_REGISTRY.__doc__ = "Subclasses of :class:`HeadLoss` by the name in ``GAL.SCORER.HEADS``."
-
-
-@dataclass(frozen=True)
-class RoiBatch:
-    """Regions to score, image by image.
-
-    Attributes:
-        boxes: per image, (M_i, 4) XYXY in pixels of the network's input; with boxes on the CPU the
-            host never waits for a device. Feature maps and masks may be on another one.
-        masks: per image, the M_i ground-truth masks (of the whole image); None where no head needs
-            them.
-    """
-
-    boxes: list[Boxes]
-    masks: list[BitMasks | PolygonMasks] | None = None
-    _sorted: dict[tuple, _SortedRois] = field(default_factory=dict, compare=False, repr=False)
-
-    def __len__(self) -> int:
-        return sum(len(boxes) for boxes in self.boxes)
-
-    def pool(self, pooler: nn.Module, levels: list[Tensor]) -> Tensor:
-        """(M, C, H, W) features of the regions, as the pooler has them.
-
-        detectron2's pooler asks its device which boxes belong to which level; this sorts them
-        before. Heads that pool from the same levels share that.
-        """
-        device = levels[0].device
-        if not isinstance(pooler, ROIPooler):
-            return pooler(levels, [Boxes(send(boxes.tensor, device)) for boxes in self.boxes])
-        key = pooler.min_level, pooler.max_level, pooler.canonical_level, device
-        key += (pooler.canonical_box_size,)
-        if key not in self._sorted:
-            self._sorted[key] = self._sort(pooler, device)
-        rois = self._sorted[key]
-        pooled = torch.cat(
-            [
-                pool(level, boxes)
-                for pool, level, boxes in zip(
-                    pooler.level_poolers, levels, rois.boxes.split(rois.counts), strict=True
-                )
-                if len(boxes)
-            ]
-        )
-        return pooled if rois.place is None else pooled.index_select(0, rois.place)
-
-    def _sort(self, pooler: ROIPooler, device: torch.device) -> _SortedRois:
-        boxes = torch.cat([b.tensor for b in self.boxes])
-        images = [boxes.new_full((len(b), 1), i) for i, b in enumerate(self.boxes)]
-        rois = torch.cat([torch.cat(images), boxes], dim=1)
-        level = assign_boxes_to_levels(
-            self.boxes,
-            pooler.min_level,
-            pooler.max_level,
-            pooler.canonical_box_size,
-            pooler.canonical_level,
-        )
-        order = level.argsort(stable=True)
-        counts = torch.bincount(level, minlength=len(pooler.level_poolers)).tolist()
-        is_sorted = bool((level[1:] >= level[:-1]).all())
-        place = None if is_sorted else send(order.argsort(), device)
-        return _SortedRois(send(rois[order], device), counts, place)
-
-
-@dataclass(frozen=True)
-class _SortedRois:
-    """Regions by level: (M, 5) image and XYXY, how many in each, and (M,) where each one is now
-    (None: where it was)."""
-
-    boxes: Tensor
-    counts: list[int]
-    place: Tensor | None
 
 
 class HeadLoss(ABC):
@@ -183,40 +109,6 @@ def layers_below(
         for name, layer in find_layers(module, skip).items():
             layers[f"{prefix}.{name}" if name else prefix] = layer
     return layers
-
-
-def pool_boxes(
-    pooler: nn.Module, names: Sequence[str], features: Mapping[str, Tensor], rois: RoiBatch
-) -> Tensor:
-    """(M, C, H, W): the named feature maps, without gradient, pooled at M regions."""
-    # Half-precision feature maps would make the pooler round the boxes to half precision too.
-    return rois.pool(pooler, [features[name].detach().float() for name in names])
-
-
-def crop_masks(rois: RoiBatch, size: int, device: torch.device) -> Tensor:
-    """(M, size, size) bool: of each region, what of it its mask covers.
-
-    As ``BitMasks.crop_and_resize``, with one copy of boxes to the device for all images.
-    """
-    if not all(isinstance(masks, BitMasks) for masks in rois.masks):
-        parts = [
-            masks.crop_and_resize(boxes.tensor, size)
-            for masks, boxes in zip(rois.masks, rois.boxes, strict=True)
-            if len(boxes)
-        ]
-        return torch.cat(parts).to(device)
-    first = torch.cat([torch.arange(len(boxes)) for boxes in rois.boxes])
-    boxes = torch.cat([boxes.tensor for boxes in rois.boxes])
-    boxes = send(torch.cat([first.to(boxes)[:, None], boxes], dim=1), device)
-    align = ROIAlign((size, size), 1.0, 0, aligned=True)
-    parts = [
-        align(masks.tensor.float()[:, None], of_image)[:, 0]
-        for masks, of_image in zip(
-            rois.masks, boxes.split([len(b) for b in rois.boxes]), strict=True
-        )
-        if len(of_image)
-    ]
-    return torch.cat(parts) >= 0.5
 
 
 @register_head_loss
@@ -345,63 +237,6 @@ class BoxLoss(HeadLoss):
         if len(losses) == 1:
             return losses[0], probabilities[0]
         return torch.stack(losses).sum(0), torch.stack(probabilities).mean(0)
-
-
-def classification_loss(logits: Tensor, classes: Tensor, predictor: nn.Module) -> Tensor:
-    """The loss of each ROI in a box predictor; see :class:`BoxLoss` for which.
-
-    Args:
-        logits: (R, K + 1) float32.
-        classes: (R,) int64 in [0, K], K meaning background.
-        predictor: FastRCNNOutputLayers, the long-tail one, or one of a user.
-
-    Returns:
-        (R,) float32, in nats.
-
-    Raises:
-        UserError: its federated loss keeps the classes' weights where nobody knows.
-    """
-    own = getattr(predictor, "roi_losses", None)
-    if own is not None:
-        return own(logits, classes)
-    if not getattr(predictor, "use_sigmoid_ce", False):
-        return F.cross_entropy(logits, classes, reduction="none")
-    num_classes = logits.shape[1] - 1
-    logits = logits[:, :num_classes]
-    target = F.one_hot(classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    if getattr(predictor, "use_fed_loss", False):
-        loss = loss * torch.maximum(target, federated_class_weights(predictor).to(logits))
-    return loss.sum(1)
-
-
-# Where a predictor keeps the weights of the classes, and how many of them a step's loss sees:
-# ours and detectron2's after 0.6; CenterNet2's and Detic's.
-_FEDERATED = (
-    ("fed_loss_cls_weights", "fed_loss_num_classes"),
-    ("freq_weight", "fed_loss_num_cat"),
-)
-
-
-def federated_class_weights(predictor: nn.Module) -> Tensor:
-    """(C,) probability that federated loss draws a class as negative.
-
-    As if it drew as many classes as its loss sees *with* replacement, in proportion to their
-    weights.
-
-    Raises:
-        UserError: the predictor keeps neither under a known name.
-    """
-    for weights, number in _FEDERATED:
-        frequency = getattr(predictor, weights, None)
-        if frequency is not None and hasattr(predictor, number):
-            frequency = frequency.float().reshape(-1)[: predictor.num_classes]
-            return 1 - (1 - frequency / frequency.sum()) ** getattr(predictor, number)
-    names = " or ".join(f"{weights} and {number}" for weights, number in _FEDERATED)
-    raise UserError(
-        f"The box predictor {type(predictor).__name__} has use_fed_loss but no {names}: give it a "
-        "method roi_losses(logits, gt_classes) with the loss of each ROI (docs/your_model.md)."
-    )
 
 
 def build_head_losses(roi_heads: nn.Module, names: Sequence[str]) -> dict[str, HeadLoss]:

@@ -20,7 +20,6 @@ value is formed, because each finds its own kind of fault and a mixture is worse
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ from gal_d2.distributed import gather_columns
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.signals import ceiling_of, check_signals, signal_column
 from gal_d2.selection.slot_index import SlotIndex
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
@@ -44,43 +44,8 @@ _NUM_SOURCES = 2
 _LEVEL_SCORES = 64  # scores that a class's level and spread are an average of, about
 _FEW_SCORES = 8  # with fewer, a class has the spread of all classes
 _MAX_DEVIATION = 3.0  # a score further from its level says no more; in spreads
-_LEAST_LOSS = 1e-6
 _BY_SLOT = ("ids", "count", "auditions", "weight", "mean")
 _BY_CLASS = ("sum", "number", "level", "square", "seen")
-_SIGNAL = re.compile(r"(\w+)_(score|loss)")
-
-
-def signal_column(contribution: Contribution, name: str) -> Tensor:
-    """(N,) values of a signal; higher is better.
-
-    Args:
-        contribution: of N instances.
-        name: "<head>_score" (cosine), "<head>_loss" (minus its logarithm, for losses are skewed),
-            "score" (the combined one) or "phi" (the raw dot product).
-    """
-    if name in ("score", "phi"):
-        return getattr(contribution, name)
-    head, kind = _SIGNAL.fullmatch(name).groups()
-    if kind == "score":
-        return contribution.head_score[head]
-    return -contribution.head_loss[head].clamp(min=_LEAST_LOSS).log()
-
-
-def check_signals(names: Sequence[str], heads: Sequence[str]) -> None:
-    """Check ``GAL.POSTERIOR.SIGNALS``.
-
-    Raises:
-        UserError: one is not a signal of these heads.
-    """
-    known = ["score", "phi", *(f"{head}_{kind}" for head in heads for kind in ("score", "loss"))]
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"GAL.POSTERIOR.SIGNALS names '{name}', but with GAL.SCORER.HEADS {list(heads)} "
-                f"there are {', '.join(known)}: choose from these."
-            )
-    if not names:
-        raise UserError("GAL.POSTERIOR.SIGNALS is empty: name at least one signal.")
 
 
 @dataclass(frozen=True)
@@ -102,7 +67,7 @@ class Posterior:
 
     Args:
         num_classes: C.
-        signals: names, S of them; see :func:`signal_column`.
+        signals: names, S of them; see :func:`~gal_d2.selection.signals.signal_column`.
         weights: (S,) of each signal in the value.
         ceilings: (S,) quality from which on more counts nothing in the value.
         prior_count: n0, how many scores the class's level is worth.
@@ -169,22 +134,16 @@ class Posterior:
         """
         node = cfg.GAL.POSTERIOR
         check_signals(node.SIGNALS, cfg.GAL.SCORER.HEADS)
-        for key in ("WEIGHTS", "CEILINGS"):
-            if len(node[key]) != len(node.SIGNALS):
-                raise UserError(
-                    f"GAL.POSTERIOR.{key} has {len(node[key])} entries, GAL.POSTERIOR.SIGNALS has "
-                    f"{len(node.SIGNALS)}: give one for each signal."
-                )
-        for key in ("PRIOR_COUNT", "FULL_AREA"):
-            if not node[key] > 0:
-                raise UserError(f"GAL.POSTERIOR.{key} is {node[key]}: set it above 0.")
+        if len(node.WEIGHTS) != len(node.SIGNALS):
+            raise UserError(
+                f"GAL.POSTERIOR.WEIGHTS has {len(node.WEIGHTS)} entries, GAL.POSTERIOR.SIGNALS has "
+                f"{len(node.SIGNALS)}: give one for each signal."
+            )
         return cls(
             cfg.MODEL.ROI_HEADS.NUM_CLASSES,
             node.SIGNALS,
             weights=node.WEIGHTS,
-            ceilings=node.CEILINGS,
-            prior_count=node.PRIOR_COUNT,
-            full_area=node.FULL_AREA,
+            ceilings=[ceiling_of(signal) for signal in node.SIGNALS],
         )
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ class PoolTruth:
     Attributes:
         pool_id: (N,) int64.
         kind: (N,) str, :data:`GOOD`, or what is the matter: of the miniature one of
-            :data:`gal_d2.testbeds.miniature.scenes.KINDS`, of the street set "wrong_object" or
+            :data:`gal_d2.testbeds.miniature.faults.KINDS`, of the street set "wrong_object" or
             "stray".
         ambiguous: (N,) bool, whether the pool confuses its category with a similar one.
     """

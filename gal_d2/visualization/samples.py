@@ -16,7 +16,7 @@ from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL, draw_ins
 
 if TYPE_CHECKING:
     from gal_d2.scoring.contribution import Contribution
-    from gal_d2.selection.acceptance import Decision
+    from gal_d2.selection.decision import Decision
 
 
 def to_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:

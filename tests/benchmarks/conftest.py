@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gal_d2.testbeds.miniature.scenes import MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.prepare import prepare_miniature
+from gal_d2.testbeds.miniature.settings import MiniatureConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "generation"))

@@ -179,8 +179,8 @@ def test_a_cut_out_without_foreground_has_a_row_without_a_score(cfg, tmp_path):
 
 def test_a_training_ledger_is_not_written_to(cfg, tmp_path):
     from gal_d2.scoring.contribution import Contribution
-    from gal_d2.selection.acceptance import Decision
-    from gal_d2.selection.ledger import LedgerWriter
+    from gal_d2.selection.decision import Decision
+    from gal_d2.selection.ledger_writer import LedgerWriter
 
     one = Contribution.cat([Contribution.empty(["box"])])
     with LedgerWriter(tmp_path / "a", category_ids=[1], category_frequency=["r"]) as writer:

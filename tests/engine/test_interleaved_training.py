@@ -145,7 +145,6 @@ def test_from_an_empty_pool_within_the_trainer(train, miniature, tmp_path):
     train(
         *(miniature, "miniature_interleaved", "OUTPUT_DIR", str(tmp_path)),
         *("GAL.GENERATOR.PERIOD", "3", "GAL.GENERATOR.BATCH", "8", "GAL.SNAPSHOTS.PERIOD", "3"),
-        *("GAL.GENERATOR.SCHEDULE.EXPOSURES", "1"),
     )
     assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "pool")
     metrics = last_metrics(tmp_path)

@@ -39,7 +39,7 @@ def run(
         *SMALL_MODEL,
         *FROM_SCRATCH,
         *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(CHECKPOINT_PERIOD)),
-        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "1", "GAL.SCORER.PARTNER_EVERY", "2"),
+        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "1"),
         *("SOLVER.WARMUP_ITERS", "2", "DATASETS.TEST", "()", "OUTPUT_DIR", str(output)),
         *(option for option in extra if not option.startswith("--")),
     ]
@@ -92,17 +92,16 @@ def assert_same(first: Path, second: Path) -> None:
         assert len(rows) > 0 and rows.equals(ledger_rows(second / name))  # none lost, none twice
 
 
-# What changes while training and a sample or a decision depends on: which cut-outs are drawn, which
-# proposals are scored, what the scores of a cut-out add up to. The last samples see what was known
+# What changes while training and a sample or a decision depends on: which cut-outs are drawn, and
+# what the scores of a cut-out add up to. The last samples see what was known
 # before the checkpoint, and the resumed run's first ones what was known before that.
 PERIOD, LAG = 2, 2
 LOOP = (
-    *("GAL.POOL.SAMPLER", "posterior", "GAL.POSTERIOR.PRIOR_COUNT", "0.1"),
+    *("GAL.POOL.SAMPLER", "posterior"),
     *("GAL.SNAPSHOTS.PERIOD", str(PERIOD), "GAL.SNAPSHOTS.LAG", str(LAG)),
     *("GAL.AUDITION.PERIOD", "2", "GAL.AUDITION.IMAGES", "0.5"),
-    *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
+    *("GAL.ACCEPT.POLICY", "quantile"),
 )
-PROPOSALS = ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]")
 PROBE = ("GAL.SCORER.PROBE.FRACTION", "0.0")  # six images are too few to hold any out
 
 
@@ -129,8 +128,8 @@ def test_the_published_recipe_killed_and_resumed_is_bit_for_bit_the_same(
 
 
 def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(lvis_root, repository, tmp_path):
-    """Auditions, posterior, draws and scores on proposals: weights, what is known, all rows."""
-    options = LOOP + PROPOSALS
+    """Auditions, posterior, draws and decisions: weights, what is known, all rows."""
+    options = (*LOOP, "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]")
     straight, resumed = kill_and_resume(
         lvis_root, repository, tmp_path, *options, config="lvis_gal"
     )

@@ -101,7 +101,7 @@ REFUSED = {
         ("GAL.SNAPSHOTS.PERIOD", 9),
         ("GAL.SNAPSHOTS.LAG", 9),
     ],
-    "posterior": [("GAL.POSTERIOR.SIGNALS", ["score"]), ("GAL.POSTERIOR.PRIOR_COUNT", 9.0)],
+    "posterior": [("GAL.POSTERIOR.SIGNALS", ["score"]), ("GAL.POSTERIOR.WEIGHTS", [2.0, 0.5])],
     "score": [
         ("GAL.SCORER.HEADS", ["box"]),
         ("GAL.SCORER.SCORE_WEIGHTS", [0.5, 0.5]),

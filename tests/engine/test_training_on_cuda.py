@@ -72,7 +72,6 @@ def test_scored_training_and_its_resumption(precision, train_on_cuda, lvis_root,
     ("config", "options"),
     [
         ("lvis_batch", ("GAL.SCORER.PROBE.FRACTION", "0.0")),
-        ("lvis_gal", ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]")),
         (
             "lvis_gal",
             (
@@ -91,7 +90,7 @@ def test_scored_training_and_its_resumption(precision, train_on_cuda, lvis_root,
             ),
         ),
     ],
-    ids=["published recipe", "proposals", "probe", "cascade"],
+    ids=["published recipe", "probe", "cascade"],
 )
 def test_other_modes(config, options, train_on_cuda, lvis_root, tmp_path):
     train_on_cuda(lvis_root, config, *options, "OUTPUT_DIR", str(tmp_path))

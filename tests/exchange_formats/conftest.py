@@ -15,8 +15,8 @@ from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import Verdict, VerdictFile
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger_writer import LedgerWriter
 
 CATEGORIES = [{"id": 3, "name": "boot"}, {"id": 12, "name": "bun"}, {"id": 40, "name": "cup"}]
 

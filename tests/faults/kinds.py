@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from lvis_layout import write_lvis
 from scored import scored
 
+from gal_d2.datasets import annotation_cache
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.datasets.registration import register_instances
 from gal_d2.datasets.statistics import category_statistics
@@ -19,8 +21,9 @@ from gal_d2.generation.prompts import PromptBook
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.snapshots import Snapshots
 
 PER_PART = 20
@@ -152,7 +155,9 @@ class Checkpoint(Kind):
         return sorted(self.folder.glob("*.pth"))
 
 
-class Statistics(Kind):
+class AnnotationCache(Kind):
+    _number = 0
+
     def write(self, part: int) -> None:
         root = self.folder / "datasets"
         if not root.exists():
@@ -165,16 +170,20 @@ class Statistics(Kind):
         annotations = self.folder / "datasets/lvis/lvis_v1_train.json"
         if not annotations.exists():
             return {}
-        # Under a new name each time: a process keeps the statistics of a name.
-        Statistics.number += 1
-        name = f"faults_{self.folder}_{Statistics.number}"
-        register_instances(name, str(annotations), str(self.folder / "datasets/coco/train2017"))
-        return {"images": category_statistics(name).image_count.tolist()}
+        # As in a new process, and as of a large file.
+        annotation_cache._held.clear()
+        annotation_cache._homes.clear()
+        AnnotationCache._number += 1
+        name = f"faults_{self.folder}_{AnnotationCache._number}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(annotation_cache, "LEAST_BYTES", 0)
+            patch.setenv("XDG_CACHE_HOME", str(self.folder / "cache"))
+            register_instances(name, str(annotations), str(self.folder / "datasets/coco/train2017"))
+            statistics = category_statistics(name)
+        return {"images": statistics.image_count.tolist(), "scale": repr(statistics.scale_mean)}
 
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob("datasets/lvis/*.npz"))
-
-    number = 0
+        return sorted(self.folder.rglob(f"*{annotation_cache.SUFFIX}"))
 
 
 KINDS = {
@@ -183,5 +192,5 @@ KINDS = {
     "ledger": Rows,
     "journal": JournalLines,
     "checkpoint": Checkpoint,
-    "statistics cache": Statistics,
+    "annotation cache": AnnotationCache,
 }

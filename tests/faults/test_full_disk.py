@@ -84,14 +84,14 @@ def test_one_sentence_and_the_last_good_state(
     kind.write(0)
     before = kind.read()
     assert before
-    if name == "statistics cache":
+    if name == "annotation cache":
         kind.files()[0].unlink()
     disk.fill()
     status = in_child(lambda: run_tool(kind.write, 1), log=log, file_size=disk.file_size)
     tried["disk full"] += 1
     said = [line for line in log.read_text().splitlines() if line.strip()]
-    if name == "statistics cache":  # a convenience: nothing stops for it
-        assert status == 0 and ["cannot be written" in line for line in said] == [True]
+    if name == "annotation cache":  # a convenience: nothing stops for it
+        assert status == 0 and ["cannot be kept" in line for line in said] == [True]
     else:
         assert status == 1, said
         (sentence,) = said
@@ -101,6 +101,6 @@ def test_one_sentence_and_the_last_good_state(
     disk.free()
     kind.write(2)
     after = kind.read()
-    assert after == before if name == "statistics cache" else after != before
+    assert after == before if name == "annotation cache" else after != before
     if name != "checkpoint":  # of which the last is read
         assert before.items() <= after.items()

@@ -22,8 +22,9 @@ from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.snapshots import Snapshots
 
 PARTS = 4  # that each writer commits, one after the other

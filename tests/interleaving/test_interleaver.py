@@ -28,8 +28,9 @@ from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.configuration import load_config
 
 CATEGORIES = [Category(c, f"thing {c}", "r", 1) for c in USED_CATEGORIES]
@@ -239,7 +240,6 @@ def append_decisions(writer, step, pool_ids, accepted, *, undecided) -> None:
         value=ones,
         threshold=ones,
         undecided=torch.full((count,), undecided),
-        vetoed=torch.zeros(count, dtype=torch.bool),
         policy="test",
     )
     writer.append(step, contribution, decision, [1])
@@ -390,7 +390,6 @@ def test_what_the_config_lacks_stops_the_start(tmp_path):
     [
         (["GAL.GENERATOR.MODE", "later"], "GAL.GENERATOR.MODE is 'later'"),
         (["GAL.GENERATOR.PERIOD", "0"], "GAL.GENERATOR.PERIOD is 0"),
-        (["GAL.GENERATOR.MAX_RESTARTS", "-1"], "GAL.GENERATOR.MAX_RESTARTS is -1"),
         (["GAL.GENERATOR.NAME", ""], "GAL.GENERATOR.NAME is empty"),
         (["GAL.COPY_PASTE.ENABLED", "False"], "nothing is pasted from the pool"),
         (["GAL.COPY_PASTE.REAL_FRACTION", "1.0"], "nothing is pasted from the pool"),

@@ -40,9 +40,10 @@ from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.judging.judge import class_groups
 from gal_d2.modeling.roi_heads import GALROIHeads
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients
-from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, RoiBatch, build_head_losses
+from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, build_head_losses
+from gal_d2.scoring.rois import RoiBatch
 from gal_d2.scoring.scorer import ContributionScorer
-from gal_d2.selection.acceptance import AlwaysAccept
+from gal_d2.selection.policies import AlwaysAccept
 from gal_d2.selection.posterior import Posterior
 
 NUM_CLASSES, SIDE, DATASET = 5, 64, "other_heads"
@@ -341,7 +342,7 @@ def test_a_head_without_any_layer_of_its_own_is_refused(tmp_path):
         Alone,
         *("GAL.SCORER.HEADS", "['box']", "GAL.SCORER.SCORE_WEIGHTS", "[1.0]"),
         *("GAL.SCORER.LOSS_WEIGHTS", "[0.0]", "GAL.POSTERIOR.SIGNALS", "['box_score']"),
-        *("GAL.POSTERIOR.WEIGHTS", "[1.0]", "GAL.POSTERIOR.CEILINGS", "[100.0]"),
+        *("GAL.POSTERIOR.WEIGHTS", "[1.0]"),
     )
     model.roi_heads.box_head = nn.Flatten()
     model.roi_heads.box_predictor.cls_score = NormalisedLinear(6 * 16, NUM_CLASSES + 1, bias=False)
@@ -506,7 +507,6 @@ def test_a_judge_is_made_without_a_config(tmp_path):
         posterior=Posterior(NUM_CLASSES, ["box_score"]),
         metadata=metadata,
         output_dir=tmp_path,
-        max_steps=10,
     )
     attach_judge(model, judge)
     step(model, judge)

@@ -231,7 +231,7 @@ def test_state_is_restored(config, caplog):
     ("options", "message"),
     [
         (("GAL.ACCEPT.UNIT", "image"), "UNIT is 'image': choose instance or batch"),
-        (("GAL.ACCEPT.POLICY", "calibrated"), "'batch' set it to one of percentile, threshold"),
+        (("GAL.ACCEPT.POLICY", "quantile"), "'batch' set it to one of percentile, threshold"),
         (("GAL.ACCEPT.BATCH_MOMENTUM", "1.0"), r"BATCH_MOMENTUM is 1.0: .*\[0, 1\)"),
         (("MODEL.ROI_HEADS.NAME", "StandardROIHeads"), "GALROIHeads or GALCascadeROIHeads"),
         (("GAL.COPY_PASTE.ENABLED", "False"), "COPY_PASTE.ENABLED is off"),

@@ -20,7 +20,8 @@ from gal_d2.judging.instance_judge import InstanceJudge
 from gal_d2.judging.judge import JudgedStep
 from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.policies import QuantileAccept
 from gal_d2.setup.configuration import load_config
 
 
@@ -54,7 +55,7 @@ class FakeJudge:
 
     class scorer:
         class cache:
-            age = torch.tensor([4, -1, 2])
+            steps_since_update = torch.tensor([4, -1, 2])
 
 
 def test_metrics_by_frequency_group():
@@ -100,9 +101,7 @@ def test_one_weight_for_each_head(lvis_root, repository, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("GAL.SCORER.ROIS", "boxes"), "GAL.SCORER.ROIS is 'boxes': choose gt or proposals"),
         (("GAL.SCORER.TARGET", "val"), "GAL.SCORER.TARGET is 'val': choose train or probe"),
-        (("GAL.SCORER.MAX_PROPOSALS", "0"), "MAX_PROPOSALS is 0: set it to 1 or more"),
         (("GAL.SCORER.GRADIENTS", "some"), "GAL.SCORER.GRADIENTS is 'some': choose needed or all"),
     ],
 )
@@ -177,27 +176,6 @@ def test_probe_images_are_learnt_from_and_leave_no_trace(
     assert len(judge.judged.contribution) == sum(s["num_pasted"] for s in batch)
 
 
-def test_scores_on_proposals(lvis_root, repository, monkeypatch, tmp_path):
-    rois = ("GAL.SCORER.ROIS", "proposals", "GAL.SCORER.MAX_PROPOSALS", "3")
-    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *rois)
-    model, judge, batch = judged_model(cfg)
-    for sample in batch:  # proposals of an untrained RPN: give it copies of the boxes
-        boxes = sample["instances"].gt_boxes.tensor
-        sample["proposals"] = Instances(
-            sample["instances"].image_size,
-            proposal_boxes=Boxes(boxes.repeat(2, 1)),
-            objectness_logits=torch.zeros(2 * len(boxes)),
-        )
-    model.proposal_generator = None
-    judge.start_step(0, batch)
-    with EventStorage():
-        model(batch)
-    judge.finish_step()
-    num_rois = judge.judged.contribution.num_rois
-    assert len(num_rois) > 4 and (num_rois <= 3).all()
-    assert (num_rois == 3).sum() > len(num_rois) / 2  # two copies and the box; less where they tie
-
-
 def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monkeypatch, tmp_path):
     """A hook of the user's that computes a validation loss in training mode."""
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL)
@@ -219,11 +197,11 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
 def test_scores_of_settled_classes_are_remembered_and_decided_on(
     lvis_root, repository, monkeypatch, tmp_path
 ):
+    monkeypatch.setattr(QuantileAccept, "MIN_COUNT", 1)
     options = (
-        *("GAL.POSTERIOR.PRIOR_COUNT", "1.0", "GAL.ACCEPT.WARM_UP.MIN_AGE", "2"),
+        *("GAL.ACCEPT.WARM_UP.MIN_AGE", "2", "GAL.ACCEPT.POLICY", "quantile"),
         *("GAL.POSTERIOR.SIGNALS", "['box_score', 'mask_loss']"),
-        *("GAL.POSTERIOR.WEIGHTS", "[1.0, 0.5]", "GAL.POSTERIOR.CEILINGS", "[100.0, 1.0]"),
-        *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.QUANTILE.MIN_COUNT", "1"),
+        *("GAL.POSTERIOR.WEIGHTS", "[1.0, 0.5]"),
     )
     cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *SMALL, *options)
     judge = GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
@@ -240,16 +218,16 @@ def test_scores_of_settled_classes_are_remembered_and_decided_on(
     contribution.pool_id[2] = -1
     monkeypatch.setattr(judge.scorer, "begin", lambda *args, **options: "begun")
     monkeypatch.setattr(judge.scorer, "finish", lambda begun: (contribution, contribution))
-    (rejected,) = judge({}, [target], [])
+    (rejected,) = judge({}, [target])
 
     # Class 1 is young, and the third is not from the pool.
     assert judge.posterior.pool_ids.tolist() == [0, 3]
-    # Half a standard deviation below and above the level of their class, the prior being worth as
-    # much as one score; the masks are all the same.
+    # A standard deviation below and above the level of their class, of which a third goes to the
+    # prior, which is worth half a score; the masks are all the same.
     means = judge.posterior.get([0, 3]).mean
-    assert means.ravel().tolist() == pytest.approx([-0.5, 0.0, 0.5, 0.0])
+    assert means.ravel().tolist() == pytest.approx([-2 / 3, 0.0, 2 / 3, 0.0])
     decision = judge.judged.decision
-    assert decision.value[[0, 3]].tolist() == pytest.approx([-0.5, 0.5])
+    assert decision.value[[0, 3]].tolist() == pytest.approx([-2 / 3, 2 / 3])
     assert decision.undecided.tolist() == [False, True, True, False]
     # By value, not by this exposure's score.
     assert decision.accept[[0, 3]].tolist() == [False, True]

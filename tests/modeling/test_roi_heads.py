@@ -73,7 +73,7 @@ def run(roi_heads, rejected: list[bool], monkeypatch):
         return original(self, predictions, proposals)
 
     monkeypatch.setattr(FastRCNNOutputLayers, "losses", losses)
-    roi_heads.judge = lambda features, targets, proposals: [torch.tensor(rejected)]
+    roi_heads.judge = lambda features, targets: [torch.tensor(rejected)]
     images = ImageList(torch.zeros(1, 3, SIZE, SIZE), [(SIZE, SIZE)])
     features = {"p2": torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(1))}
     with EventStorage():

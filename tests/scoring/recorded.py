@@ -1,4 +1,4 @@
-"""Scores of a few steps, kept in ``recorded_scores.npz``: what the scorer gave at commit 6619933.
+"""Scores of a few steps, kept in ``recorded_scores.npz``: what the scorer gave at commit d69fd31.
 
 ``python tests/scoring/recorded.py`` writes the file anew; the test beside it compares.
 """
@@ -66,16 +66,10 @@ def record(tiny) -> dict[str, np.ndarray]:
             for name, feature in tiny.features().items()
         }
         targets = _targets(rng, tiny.targets, 64)
-        proposals = probe = None
-        if step == 5:  # two ROIs of the first pasted object, none of the others
-            proposals = []
-            for target in targets:
-                mine = (target.instance_source == 1).nonzero()[:1, 0].repeat(2)
-                boxes = target.gt_boxes.tensor[mine] + torch.tensor([[0.0, 1, 2, 3]])
-                proposals.append((boxes, mine))
+        probe = None
         if step == 7:
             probe = RealBatch(features, _targets(rng, tiny.targets, 64))
-        keep(f"step{step}", scorer.step(features, targets, proposals=proposals, probe=probe))
+        keep(f"step{step}", scorer.step(features, targets, probe=probe))
     keep("all", scorer.score(features, _targets(rng, tiny.targets, 64), which="all"))
     state = scorer.state_dict()
     for name, tensor in state["cache"].items():

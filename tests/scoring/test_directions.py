@@ -7,14 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.gradients.averages import effective_count, reliability
+from gal_d2.scoring.gradients.cache_rows import REAL, CacheRows
 from gal_d2.scoring.gradients.confusion import ConfusionEstimate
-from gal_d2.scoring.gradients.directions import (
-    REAL,
-    CacheRows,
-    GradientCache,
-    effective_count,
-    unit_rows,
-)
+from gal_d2.scoring.gradients.directions import GradientCache
 
 
 def rows(gradient, classes, slots=None):
@@ -71,10 +67,10 @@ def test_unknown_classes_are_missing_and_repeated_ones_agree():
 
 def test_age_counts_steps_since_the_last_real_instance():
     cache = small_cache()
-    assert cache.age.tolist() == [-1, -1, -1]
+    assert cache.steps_since_update.tolist() == [-1, -1, -1]
     for step in range(4):
         cache.update(rows([[1.0, 0.0]], [0]) if step == 1 else nothing())
-    assert cache.age.tolist() == [2, -1, -1]
+    assert cache.steps_since_update.tolist() == [2, -1, -1]
 
 
 def test_effective_count_is_kishs():
@@ -98,15 +94,6 @@ def test_a_thin_class_is_shrunk_to_its_group_and_the_group_to_all():
     torch.testing.assert_close(cache.direction("box", torch.tensor([0]))[0], expected)
 
 
-def test_layers_get_the_same_norm_where_asked():
-    gradient = torch.tensor([[30.0, 40.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    by_layer = unit_rows(gradient, [2, 2], by_layer=True)
-    torch.testing.assert_close(by_layer[0], torch.tensor([0.6, 0.8, 0.0, 1.0]) / math.sqrt(2))
-    whole = unit_rows(gradient, [2, 2], by_layer=False)
-    torch.testing.assert_close(whole[0], gradient[0] / gradient[0].norm())
-    assert whole[1].tolist() == by_layer[1].tolist() == [0.0] * 4
-
-
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_or_zero_never_enters(bad):
     cache = small_cache()
@@ -126,9 +113,8 @@ def test_autocast_does_not_round_the_averages():
     torch.testing.assert_close(direction, F.normalize(torch.tensor(gradient)))
 
 
-@pytest.mark.parametrize("by_layer", [False, True])
-def test_products_make_the_cosine_and_the_raw_product(by_layer):
-    cache = GradientCache({"box": [2, 3]}, 3, by_layer=by_layer, num_partners=2, partner_every=1)
+def test_products_make_the_cosine_and_the_raw_product():
+    cache = GradientCache({"box": [2, 3]}, 3, num_partners=2, partner_every=1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         gradient = torch.randn(4, 5, generator=generator)
@@ -140,7 +126,7 @@ def test_products_make_the_cosine_and_the_raw_product(by_layer):
     classes, gradient = torch.tensor([0, 2]), torch.randn(2, 5, generator=generator)
     weights = cache.direction_weights("box", classes)
     along, norm, raw = cache.products("box", classes, weights, gradient)
-    cosine = (cache.direction("box", classes) * cache.unit("box", gradient)).sum(1)
+    cosine = (cache.direction("box", classes) * F.normalize(gradient, dim=1)).sum(1)
     torch.testing.assert_close(along / norm / gradient.norm(dim=1), cosine)
     torch.testing.assert_close(
         raw * cache.raw_factor("box", classes),
@@ -192,8 +178,8 @@ def test_direction_is_positives_minus_negatives_by_share_of_confusion():
         atol=1e-3,
     )
     # Half of a slot is trusted when it is worth one instance and n0 = 1.
-    cache.shrinkage = 1.0
-    torch.testing.assert_close(cache._reliability(torch.tensor([0, 1])), torch.tensor([0.0, 0.5]))
+    trusted = reliability(torch.tensor([0, 1]), cache.momentum, shrinkage=1.0)
+    torch.testing.assert_close(trusted, torch.tensor([0.0, 0.5]))
 
 
 def test_a_slot_starts_anew_when_its_partner_changes():
@@ -235,7 +221,7 @@ def test_contrast_tells_a_relabelled_partner_from_the_true_class():
 
     def auc(cache):
         direction = cache.direction("box", torch.tensor([0]))[0]
-        good, bad = (cache.unit("box", draw(part, n)) @ direction for part in (own, partner))
+        good, bad = (F.normalize(draw(part, n), dim=1) @ direction for part in (own, partner))
         return (good[:, None] > bad[None, :]).float().mean().item()
 
     plain = GradientCache({"box": [size]}, 2, num_partners=0, shrinkage=0.0, momentum=0.99)
@@ -303,8 +289,18 @@ R50_FPN_BOX = [256] * 3  # 2 hidden layers, the classifier
 
 def test_lvis_with_four_negatives_of_both_heads_takes_less_than_64_mb():
     cache = GradientCache({"box": R50_FPN_BOX, "mask": R50_FPN_MASK}, 1203, num_partners=4)
-    assert cache.nbytes <= 64e6
-    assert cache.nbytes > 1203 * (768 + 1536) * 4
+    tensors = [value for value in cache.state_dict().values() if torch.is_tensor(value)]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert 1203 * (768 + 1536) * 4 < size <= 64e6
+
+
+def test_a_state_of_the_release_that_could_weight_layers_comes_back():
+    cache = confused_cache()
+    state = cache.state_dict()
+    state["signature"] = {**state["signature"], "by_layer": False, "bias": False}
+    assert confused_cache().load_state_dict(state)
+    state["signature"]["by_layer"] = True
+    assert not confused_cache().load_state_dict(state)
 
 
 def test_state_comes_back(tmp_path):
@@ -315,8 +311,9 @@ def test_state_comes_back(tmp_path):
     assert fresh.load_state_dict(torch.load(tmp_path / "cache.pth"))
     for c in (cache, fresh):
         c.update(rows([[0.3, 0.4]], [0]), (torch.tensor([0]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])))
-    for name, tensor in cache._tensors().items():
-        assert torch.equal(tensor, fresh._tensors()[name]), name
+    restored = fresh.state_dict()
+    for name, value in cache.state_dict().items():
+        assert name == "signature" or torch.equal(value, restored[name]), name
 
 
 @pytest.mark.parametrize(
@@ -342,11 +339,15 @@ def test_a_state_that_does_not_fit_says_so_and_starts_fresh(state, words, caplog
     [
         ("momentum", 1.0),
         ("momentum", -0.1),
-        ("shrinkage", -1),
         ("num_partners", -1),
-        ("partner_every", 0),
     ],
 )
 def test_options_out_of_range_are_named(option, value):
     with pytest.raises(UserError, match=option.upper()):
         GradientCache({"box": [2]}, 3, **{option: value})
+
+
+@pytest.mark.parametrize(("argument", "value"), [("shrinkage", -1), ("partner_every", 0)])
+def test_arguments_out_of_range_are_named(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        GradientCache({"box": [2]}, 3, **{argument: value})

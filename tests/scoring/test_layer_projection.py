@@ -23,7 +23,7 @@ def per_sample_reference(module, inputs, weights):
     return vmap(grad(loss), in_dims=(None, 0, 0))(parameters, inputs, weights)
 
 
-def captured(module, inputs, weights, k, bias=True, seed=0):
+def captured(module, inputs, weights, k, seed=0):
     """{layer: (N, D)} from one forward and backward."""
     layers = find_layers(module)
     with LayerCapture(layers) as capture:
@@ -31,7 +31,7 @@ def captured(module, inputs, weights, k, bias=True, seed=0):
     loss = (outputs.square().flatten(1).sum(1) * weights).sum()
     result = {}
     for call, gradient in capture.gradients(loss):
-        projection = LayerProjection(call.layer, layers[call.layer], k=k, seed=seed, bias=bias)
+        projection = LayerProjection(call.layer, layers[call.layer], k=k, seed=seed)
         result[call.layer] = result.get(call.layer, 0) + projection(call, gradient)
     return result
 
@@ -80,11 +80,8 @@ def test_exact_mode_equals_per_sample_gradients(name):
     inputs, weights = torch.randn(3, *shape), torch.rand(3) + 0.5
     expected = per_sample_reference(module, inputs, weights)
     for layer, got in captured(module, inputs, weights, k=None).items():
-        prefix = f"{layer}." if layer else ""
-        parts = [
-            expected[prefix + p].flatten(1) for p in ("weight", "bias") if prefix + p in expected
-        ]
-        torch.testing.assert_close(got, torch.cat(parts, 1), rtol=1e-4, atol=1e-5 * got.abs().max())
+        weight = expected[f"{layer}.weight" if layer else "weight"].flatten(1)
+        torch.testing.assert_close(got, weight, rtol=1e-4, atol=1e-5 * got.abs().max())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -94,8 +91,8 @@ def test_fast_path_equals_matrices_times_the_full_gradient(name, k):
     module, shape = LAYERS[name]
     torch.manual_seed(0)
     inputs, weights = torch.randn(3, *shape), torch.rand(3) + 0.5
-    exact = captured(module, inputs, weights, k=None, bias=False)
-    for layer, got in captured(module, inputs, weights, k=k, bias=False, seed=4).items():
+    exact = captured(module, inputs, weights, k=None)
+    for layer, got in captured(module, inputs, weights, k=k, seed=4).items():
         full = exact[layer]
         rows = dict(module.named_modules())[layer].weight.shape[0]
         columns = full.shape[1] // rows
@@ -201,7 +198,7 @@ def test_one_computed_channel_equals_all_of_them_with_a_loss_on_one(k):
     layer = nn.Conv2d(4, 9, 1)
     inputs, channels = torch.randn(3, 4, 5, 6), torch.tensor([8, 0, 8])
     assert can_select_channels(layer) and not can_select_channels(nn.Conv2d(4, 9, 3))
-    projection = LayerProjection("p", layer, k=k, seed=0, bias=True)
+    projection = LayerProjection("p", layer, k=k, seed=0)
     results = []
     for selected in ({"p": channels}, {}):
         with LayerCapture({"p": layer}, selected) as capture:

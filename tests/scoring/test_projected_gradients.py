@@ -11,8 +11,10 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from gal_d2.errors import UserError
+from gal_d2.scoring.classification_loss import federated_class_weights
 from gal_d2.scoring.gradients.projected_gradients import ProjectedGradients, sum_by_instance
-from gal_d2.scoring.roi_losses import RoiBatch, build_head_losses, federated_class_weights
+from gal_d2.scoring.roi_losses import build_head_losses
+from gal_d2.scoring.rois import RoiBatch
 
 
 def roi_batch(targets):
@@ -88,12 +90,7 @@ def reference(roi_heads, head, features, targets, layout):
     )
     module.train()
     return torch.cat(
-        [
-            per_sample[f"{layer}.{part}"].flatten(1)
-            for layer in layout.slices
-            for part in ("weight", "bias")
-            if f"{layer}.{part}" in per_sample
-        ],
+        [per_sample[f"{layer}.weight"].flatten(1) for layer in layout.slices],
         dim=1,
     )
 
@@ -133,7 +130,7 @@ def model(request, tiny):
 @pytest.mark.parametrize("head", ["box", "mask"])
 def test_exact_mode_equals_torch_func(model, head, tiny):
     features, targets = tiny.features(), tiny.targets(tiny.five)
-    gradients = ProjectedGradients(model, [head], k=None, bias=True, chunk=2)
+    gradients = ProjectedGradients(model, [head], k=None, chunk=2)
     got = gradients(head, features, roi_batch(targets), classes_of(targets))
     expected = reference(model, head, features, targets, gradients.layouts[head])
     assert got.gradient.shape == (5, gradients.layouts[head].size)

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
-from gal_d2.scoring.roi_losses import RoiBatch, crop_masks
+from gal_d2.scoring.rois import RoiBatch, crop_masks
 
 ROWS = [
     (0, [2, 3, 40, 44], 0, 0, -1),  # large: of the second level

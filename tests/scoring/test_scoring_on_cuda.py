@@ -35,7 +35,7 @@ def test_gradients_are_those_of_the_cpu(name, head, k, tiny):
         features, targets = on(device, tiny.features(), tiny.targets(tiny.five))
         roi_heads = tiny.roi_heads(**MODELS[name]).to(device)
         roi_heads.box_predictor.use_sigmoid_ce = name == "sigmoid"
-        gradients = ProjectedGradients(roi_heads, [head], k=k, bias=True, chunk=2)
+        gradients = ProjectedGradients(roi_heads, [head], k=k, chunk=2)
         got = gradients(head, features, roi_batch(targets), classes_of(targets))
         assert got.gradient.device.type == device
         results.append(got)

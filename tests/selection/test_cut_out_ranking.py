@@ -6,8 +6,9 @@ import torch
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.ranking import (
     Exposure,
     KeepRule,

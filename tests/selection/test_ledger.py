@@ -15,8 +15,10 @@ import torch
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection import ledger as ledger_module
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection import ledger_writer
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 
 NAN = float("nan")
 CATEGORY_IDS = [10, 20, 30]
@@ -42,7 +44,7 @@ def rows(pool_ids, classes=None, scores=None, accept=None, heads=("box", "mask")
         num_rois=torch.ones(count, dtype=torch.int64),
         area=torch.full((count,), 900.0),
     )
-    return contribution, Decision.uniform(accept, "calibrated", value=score, threshold=0.1)
+    return contribution, Decision.uniform(accept, "quantile", value=score, threshold=0.1)
 
 
 def fill(ledger: LedgerWriter, steps, pool_id: int = 1) -> None:
@@ -65,7 +67,6 @@ def test_every_field_comes_back(tmp_path):
     )
     decision.threshold[1] = NAN
     decision.undecided[1] = True
-    decision.vetoed[2] = True
     with writer(tmp_path) as ledger:
         ledger.append(7, contribution, decision, image_ids=[100, 200])
     (table,) = Ledger(tmp_path).tables()
@@ -83,14 +84,13 @@ def test_every_field_comes_back(tmp_path):
         "num_rois": [1, 1, 1],
         "area": [900.0, 900.0, 900.0],
         "phi": [1.0, None, -0.5],
-        "policy": ["calibrated"] * 3,
+        "policy": ["quantile"] * 3,
         "pool_id": [1 << 62, 5, -1],
         "score": [0.5, None, -0.25],
         "step": [7, 7, 7],
         "threshold": [pytest.approx(0.1), None, pytest.approx(0.1)],
         "undecided": [False, True, False],
         "value": [0.5, None, -0.25],
-        "vetoed": [False, False, True],
     }
     assert table.schema.field("phi").type == pa.float32()
 
@@ -201,7 +201,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import gal_d2.files.atomic_file as atomic_file
-import gal_d2.selection.ledger as ledger_module
+import gal_d2.selection.ledger_writer as ledger_writer
 from test_ledger import fill, writer
 root, _, moment = sys.argv[1:]
 ledger = writer(root)
@@ -213,7 +213,7 @@ def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 if moment == "writing": atomic_file.sync = die    # temporary file complete, not renamed
 if moment == "renaming":  # in resume, content replaced: the second time
     rename, calls = os.rename, []
-    ledger_module.os.rename = lambda *a: die() if calls else calls.append(rename(*a))
+    ledger_writer.os.rename = lambda *a: die() if calls else calls.append(rename(*a))
 if moment == "unflushed": die()
 if moment == "renaming": ledger.flush(); writer(root).resume(start + 5)
 ledger.flush()
@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ledger_module, "_write_atomically", no_space)
+        patch.setattr(ledger_writer, "write_shard", no_space)
         with pytest.raises(UserError, match="No space left on device"):
             ledger.flush()
     ledger.flush()
@@ -305,7 +305,6 @@ def test_by_instance(example):
         "scored": 3,
         "accepted": 2,
         "undecided": 0,
-        "vetoed": 0,
         "acceptance_rate": 2 / 3,
         "score_mean": 0.4,
         "score_std": np.std([0.2, 0.4, 0.6]),

@@ -9,7 +9,8 @@ import pytest
 from test_ledger import FREQUENCY, rows
 
 from gal_d2.errors import UserError
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.ranking import histories, rank
 
 NAMES = ["cup", "bun", "cat"]

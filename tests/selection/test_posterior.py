@@ -11,7 +11,8 @@ from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import choose_from_best, posterior_moments, value_of
-from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior, signal_column
+from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
+from gal_d2.selection.signals import signal_column
 
 SIGNALS = ("box_score", "mask_loss")
 
@@ -143,8 +144,6 @@ def config(**changes):
         ({"SIGNALS": ["box_scores", "mask_loss"]}, "SIGNALS names 'box_scores'"),
         ({"SIGNALS": []}, "SIGNALS is empty"),
         ({"WEIGHTS": [1.0]}, "WEIGHTS has 1 entries"),
-        ({"PRIOR_COUNT": 0.0}, "PRIOR_COUNT is 0.0"),
-        ({"FULL_AREA": -1.0}, "FULL_AREA is -1.0"),
     ],
 )
 def test_options_out_of_range_are_named(changes, sentence):

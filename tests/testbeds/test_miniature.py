@@ -15,9 +15,12 @@ from lvis import LVIS
 
 from gal_d2.errors import UserError
 from gal_d2.pool.instance_pool import InstancePool
-from gal_d2.testbeds.miniature import scenes as module
+from gal_d2.testbeds.miniature import prepare as module
+from gal_d2.testbeds.miniature import scenes
+from gal_d2.testbeds.miniature.categories import CATEGORIES
 from gal_d2.testbeds.miniature.faults import KINDS, kind_counts
-from gal_d2.testbeds.miniature.scenes import CATEGORIES, STAMP, MiniatureConfig, prepare_miniature
+from gal_d2.testbeds.miniature.prepare import STAMP, prepare_miniature
+from gal_d2.testbeds.miniature.settings import MiniatureConfig
 
 SMALL = MiniatureConfig(
     train_images=20, val_images=10, pool_per_category=20, object_source="digits"
@@ -78,8 +81,8 @@ def test_polygons_cover_the_visible_pixels(monkeypatch, tmp_path):
         seen[scenes.images[-1]["id"]] = {item.identity: item.visible for item in placed}
         return original(scenes, placed, rule, rng)
 
-    original = module._annotate
-    monkeypatch.setattr(module, "_annotate", annotate)
+    original = scenes._annotate
+    monkeypatch.setattr(scenes, "_annotate", annotate)
     config = dataclasses.replace(TINY, train_images=1, val_images=40)
     lvis = LVIS(
         str(
@@ -368,7 +371,7 @@ def test_an_interrupted_run_leaves_nothing_half_made(tmp_path, monkeypatch, befo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_make_pool", interrupt)
+        patch.setattr(module, "make_pool", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare_miniature(output, tmp_path / "s", TINY, force=True)
     assert output.exists() == before

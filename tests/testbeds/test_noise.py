@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gal_d2.errors import UserError
 from gal_d2.testbeds.noise import experiment as noise
+from gal_d2.testbeds.noise import tables
 from gal_d2.testbeds.noise.experiment import (
     NoiseExperiment,
     RealGradient,
@@ -17,11 +18,10 @@ from gal_d2.testbeds.noise.experiment import (
     add_noise,
     best_of_each_class,
     gradient_chunks,
-    mean_and_std,
     per_sample_gradients,
-    separation,
 )
 from gal_d2.testbeds.noise.image_sets import ImageSet
+from gal_d2.testbeds.noise.tables import mean_and_std, separation
 
 SMALL = NoiseExperiment(
     20, 20, 40, 30, channels=(4, 4), steps=20, batch_size=8, noise_scales=(0.0, 2.0), seeds=(3,)
@@ -135,16 +135,16 @@ def test_an_experiment_on_pictures_that_noise_spoils():
         assert result.scores[key].shape == (2, 40)
         assert np.array_equal(result.scores[key], again.scores[key])
         assert result.trained_on[key].shape == (20,)
-    table = noise.accuracy_table([result])
+    table = tables.accuracy_table([result])
     assert f"| oracle | {result.accuracy['oracle'][0]:.1f} ± 0.0 |" in table
-    assert noise.separation_table([result], SMALL).count("\n") == 1 + len(noise.SCORES)
+    assert tables.separation_table([result], SMALL).count("\n") == 1 + len(noise.SCORES)
 
 
 def test_where_the_distributions_lie():
     # The clean ones have a standard deviation of 2.
     scores = {key: np.array([[2.0, 6.0], [-1.0, 2.0]]) for key in noise.SCORES}
     trained_on = dict.fromkeys(noise.SCORES, np.array([-1.0, 0.0, 9.0]))
-    table = noise.location_table([SeedResult(0, scores=scores, trained_on=trained_on)], SMALL)
+    table = tables.location_table([SeedResult(0, scores=scores, trained_on=trained_on)], SMALL)
     assert table.splitlines()[0] == "| score | trained on | noise 0 | noise 2 |"
     assert table.splitlines()[2] == "| raw, training | +0.00 | +2.00 | +0.25 |"
 

@@ -18,18 +18,19 @@ from gal_d2.datasets.annotation_file import read_annotation_file
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.writer import PoolWriter
-from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS
-from gal_d2.testbeds.street.prepare import (
-    StreetConfig,
+from gal_d2.testbeds.street.candidates import (
     draw_candidates,
     prepare_candidates,
-    prepare_photographs,
     read_garments,
-    split_instances,
-    split_photographs,
-    street_categories,
     write_pool_truth,
 )
+from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS
+from gal_d2.testbeds.street.photographs import (
+    prepare_photographs,
+    split_instances,
+    split_photographs,
+)
+from gal_d2.testbeds.street.settings import StreetConfig, street_categories
 from gal_d2.testbeds.truth import PoolTruth
 
 LABELS = ["null", "skin", "hair"] + [label for c in CATEGORIES for label in c.labels]

@@ -12,8 +12,8 @@ import pytest
 import torch
 from scored import scored
 
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger_writer import LedgerWriter
 
 
 @pytest.fixture(scope="module")

@@ -78,8 +78,6 @@ def arguments(repository: Path, work: Path) -> list[str]:
         "GAL.GENERATOR.FILTER.AREA.MIN": 0.0,
         "GAL.GENERATOR.FILTER.AREA.MAX": 1.0,
         "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN": 0.08,
-        "GAL.GENERATOR.FILTER.CLIP_TEXT.TOLERANCE": 0.01,
-        "GAL.GENERATOR.FILTER.CLIP_TEXT.MIN_GROUP": 1,
     }
     pairs = [str(word) for pair in options.items() for word in pair]
     return ["--config-file", str(repository / "configs/lvis_gal.yaml"), *pairs]
@@ -277,7 +275,6 @@ def test_other_options_are_said_and_drawn_anew(
         (["GAL.GENERATOR.DTYPE", "int8"], "DTYPE is 'int8': choose"),
         (["GAL.GENERATOR.SEGMENTER.NAMES", "['unet']"], "SEGMENTER.NAMES has 'unet': choose from"),
         (["GAL.GENERATOR.SEGMENTER.NAMES", "[]"], "SEGMENTER.NAMES is empty, but the generator"),
-        (["GAL.GENERATOR.SEGMENTER.THRESHOLD", "0"], "THRESHOLD is 0: give 1 to 255"),
         (["GAL.GENERATOR.FILTER.NAMES", "['clip']"], "FILTER.NAMES has 'clip': choose from"),
         (["GAL.GENERATOR.UNIT_SIZE", "0"], "UNIT_SIZE is 0: give at least 1"),
         (["GAL.GENERATOR.PROMPT.TEMPLATES", "['a {nme}']"], r"\['nme'\]: use some of"),

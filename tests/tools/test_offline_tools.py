@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from gal_d2.errors import UserError
 from gal_d2.pool.allow_list import read_allow_list
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
+from gal_d2.pool.verdicts import Verdict, VerdictFile
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import Ledger, LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.launch import run_tool
 
 QUICK = ["--per-category", "2", "--candidates", "2", "--placements", "1", "--batch-size", "4"]
@@ -145,7 +148,7 @@ def training_ledger(workplace, tmp_path) -> tuple[Path, list[int]]:
                 num_rois=torch.tensor([1, 0]),
                 area=torch.tensor([900.0, 900.0]),
             )
-            decision = Decision.uniform(torch.tensor([accept, accept]), "calibrated")
+            decision = Decision.uniform(torch.tensor([accept, accept]), "quantile")
             writer.append(step, contribution, decision, [3])
     return tmp_path / "ledger", pool_ids
 
@@ -235,6 +238,41 @@ def test_an_allow_list_and_a_pool_of_the_best(scores, workplace, tmp_path, capsy
     for pool_id in best:
         assert (copied.get(pool_id).rgba == pool.get(pool_id).rgba).all()
         assert copied.get(pool_id).source == pool.get(pool_id).source
+
+
+@pytest.fixture
+def judged(workplace) -> Iterator[dict[int, str]]:
+    """Verdicts in the pool: of each category one cut-out is good and the other one bad."""
+    pool = InstancePool(workplace.root / "datasets/lvis_pool")
+    file = VerdictFile(pool.root)
+    said = {}
+    for category in pool.category_ids.tolist():
+        for pool_id, word in zip(pool.ids(category).tolist(), ("good", "bad"), strict=True):
+            said[pool_id] = word
+            file.add([Verdict.now(pool_id, category, "", word, "ann")])
+    yield said
+    file.path.unlink()
+
+
+def test_verdicts_outweigh_scores(scores, workplace, judged, tmp_path, capsys):
+    workplace.call(
+        "filter_pool",
+        *("--pool", "datasets/lvis_pool", "--ledger", str(scores), "--top", "2"),
+        *("--at-least", "2", "--allow-list", str(tmp_path / "list")),
+    )
+    good = sorted(pool_id for pool_id, word in judged.items() if word == "good")
+    assert read_allow_list(tmp_path / "list").tolist() == good
+    assert "by verdicts: 4 stay, 4 go" in capsys.readouterr().out
+    for by in ("combined", "loss"):  # one of the two turns the order around
+        workplace.with_config(
+            "rank_instances",
+            *("--ledger", str(scores), "--category", "aerosol can", "--output", str(tmp_path)),
+            *("--by", by),
+        )
+        table = pq.read_table(tmp_path / "aerosol_can.parquet")
+        assert table["verdict"].to_pylist() == ["good", "bad"]
+        assert table["rank"].to_pylist() == [1, 2]
+        assert [judged[i] for i in table["pool_id"].to_pylist()] == ["good", "bad"]
 
 
 def test_losses_are_kept_up_to_a_threshold(scores, workplace, tmp_path):

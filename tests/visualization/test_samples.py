@@ -6,7 +6,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from scored import scored
 
-from gal_d2.selection.acceptance import Decision
+from gal_d2.selection.decision import Decision
 from gal_d2.visualization.contact_sheet import BAD, GOOD, PASTED, REAL
 from gal_d2.visualization.samples import (
     crop_instance,

@@ -46,25 +46,21 @@ class LayerProjection:
         layer: a linear layer, convolution or transposed convolution.
         k: rows of each random matrix; None keeps the full gradient (slow and large: a reference).
         seed: of the matrices.
-        bias: also keep the gradient of the bias, after that of the weight.
     """
 
-    def __init__(
-        self, name: str, layer: nn.Module, *, k: int | None, seed: int, bias: bool = False
-    ) -> None:
+    def __init__(self, name: str, layer: nn.Module, *, k: int | None, seed: int) -> None:
         self.name = name
         self.kind = kind_of(layer)
         self.weight_shape = tuple(layer.weight.shape)
         self.out_channels = (
             layer.out_channels if self.kind == CONV_TRANSPOSE else self.weight_shape[0]
         )
-        self.has_bias = bias and layer.bias is not None
         self.exact = k is None
         rows, columns = self.weight_shape[0], math.prod(self.weight_shape[1:])
         if self.exact:
             self.shape = (rows, columns)
             self._matrices = {}
-            self.size = rows * columns + self.out_channels * self.has_bias
+            self.size = rows * columns
         else:
             self._matrices = {
                 "rows": random_matrix(rows, k, seed, f"{name}.rows"),
@@ -72,9 +68,6 @@ class LayerProjection:
             }
             self.shape = (min(k, rows), min(k, columns))
             self.size = math.prod(self.shape)
-            if self.has_bias:
-                self._matrices["bias"] = random_matrix(self.out_channels, k, seed, f"{name}.bias")
-                self.size += min(k, self.out_channels)
 
     @property
     def checksum(self) -> int:
@@ -101,19 +94,8 @@ class LayerProjection:
             if self.kind == LINEAR:
                 inputs = inputs.reshape(len(inputs), -1, inputs.shape[-1])
                 gradient = gradient.reshape(len(gradient), -1, gradient.shape[-1])
-                weight = self._linear(inputs, gradient).flatten(1)
-            else:
-                weight = self._conv(call, inputs, gradient).flatten(1)
-            if not self.has_bias:
-                return weight
-            bias = gradient.sum(1 if self.kind == LINEAR else (2, 3))
-            if self.exact:
-                bias = self._all_channels(call, bias)
-            elif call.channels is None:
-                bias = bias @ self._matrix("bias", bias.device).T
-            else:
-                bias = bias * self._matrix("bias", bias.device).T[call.channels]
-            return torch.cat([weight, bias], dim=1)
+                return self._linear(inputs, gradient).flatten(1)
+            return self._conv(call, inputs, gradient).flatten(1)
 
     def _all_channels(self, call: LayerCall, values: Tensor) -> Tensor:
         """(R, all output channels, ...) from (R, 1, ...), where one channel was computed."""

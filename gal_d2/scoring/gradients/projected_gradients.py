@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from gal_d2.errors import UserError
 from gal_d2.scoring.gradients.layer_capture import LayerCapture
 from gal_d2.scoring.gradients.layer_projection import LayerProjection
-from gal_d2.scoring.roi_losses import HeadLoss, RoiBatch, build_head_losses, frozen_statistics
+from gal_d2.scoring.roi_losses import HeadLoss, build_head_losses, frozen_statistics
+from gal_d2.scoring.rois import RoiBatch
 
 # Keeps the small gradients of per-instance losses above float16's smallest number under autocast.
 # A power of two: exact in the other types.
@@ -69,7 +70,6 @@ class ProjectedGradients:
         heads: ``"box"``, ``"mask"`` or others that are registered.
         k: rows of each layer's two random matrices; None for the full gradient.
         seed: of the random matrices.
-        bias: also the gradients of biases.
         chunk: rows that go through a head at once (memory).
 
     Raises:
@@ -83,12 +83,11 @@ class ProjectedGradients:
         *,
         k: int | None = 16,
         seed: int = 0,
-        bias: bool = False,
         chunk: int = 512,
     ) -> None:
         if k is not None and k < 1:
             raise UserError(f"GAL.SCORER.PROJECTION is {k}: set it to at least 1.")
-        self.k, self.seed, self.bias, self.chunk = k, seed, bias, chunk
+        self.k, self.seed, self.chunk = k, seed, chunk
         self.roi_heads = roi_heads
         self._losses = build_head_losses(roi_heads, heads)
         self._layers = {name: loss.layers() for name, loss in self._losses.items()}
@@ -100,8 +99,7 @@ class ProjectedGradients:
                 )
         self._projections = {
             head: {
-                name: LayerProjection(name, layer, k=k, seed=seed, bias=bias)
-                for name, layer in layers.items()
+                name: LayerProjection(name, layer, k=k, seed=seed) for name, layer in layers.items()
             }
             for head, layers in self._layers.items()
         }
@@ -145,7 +143,6 @@ class ProjectedGradients:
         return {
             "k": self.k,
             "seed": self.seed,
-            "bias": self.bias,
             "layers": {
                 head: {
                     name: [*projection.weight_shape, projection.checksum]

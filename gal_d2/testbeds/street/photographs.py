@@ -1,114 +1,29 @@
-"""The street set: photographs with pixel labels as LVIS-style data, and candidates for their pool.
-
-The photographs are Clothing Co-Parsing's (Yang et al. 2014), which has a label for each kind of
-garment and no instances: what is worn in pairs is split by connected component, of anything else
-the photographed person has one. Bystanders are not labelled. So a category that is there counts as
-*not exhaustively* annotated, and one that is not as absent: of a bystander's the first rule spares
-what the photographed person wears, too, and the second does not.
-
-The candidates are photographs of single garments under the names of other, similar ones: what a
-text-to-image model gets wrong, imitated by labels. They are yet to be cut out. What they really
-show is in a table that only reports read.
-
-Layout of the output folder::
-
-    annotations/street_{train,val}.json
-    images/{train,val}/0001.jpg ...
-    candidates/<category>/<photograph>.jpg
-    candidates.parquet    file, category, label, kind, ambiguous
-    pool/                 what tools/generate_instances.py makes of the candidates
-    pool_truth.parquet    pool_id, kind, ambiguous: of the pool, once it is there
-"""
+"""Street photographs with a label for every pixel, as LVIS-style data."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from gal_d2.datasets.annotation_file import frequency_of
 from gal_d2.errors import UserError
-from gal_d2.pool.instance_pool import InstancePool
-from gal_d2.testbeds.street.categories import CANDIDATES, CATEGORIES, STRAYS, StreetCategory
-from gal_d2.testbeds.truth import GOOD
+from gal_d2.testbeds.street.categories import StreetCategory
+from gal_d2.testbeds.street.settings import PHOTO_SIDE, SPLITS, StreetConfig, street_categories
 
-logger = logging.getLogger(__name__)
-
-SPLITS = ("train", "val")
-PHOTO_SIDE = 448  # long side of a photograph, pixels; larger ones are shrunk
-GARMENT_SIDE = 288
 # Of a photograph's area: what is smaller is no instance. At 448 px some 10 x 10 pixels.
 MIN_AREA = 8e-4
 # Of the largest component's area: smaller ones are slips of the brush.
 MIN_COMPONENT = 0.02
-
-_TABLE = pa.schema(
-    [
-        *(("file", pa.string()), ("category", pa.string()), ("label", pa.string())),
-        *(("kind", pa.string()), ("ambiguous", pa.bool_())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class StreetConfig:
-    """What to prepare. Equal configs give equal files.
-
-    Attributes:
-        seed: of the split and of what candidates show.
-        val_share: share of the photographs that validate.
-        merge: unite near-synonyms, as :data:`CATEGORIES` has them.
-        rare: names of the categories that keep at most ``rare_images`` training images; the other
-            photographs with one of them validate.
-        min_images: a category in fewer photographs is left out.
-    """
-
-    seed: int = 0
-    val_share: float = 0.3
-    merge: bool = True
-    rare: tuple[str, ...] = ()
-    rare_images: int = 10
-    min_images: int = 4
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_share < 1:
-            raise UserError(f"--val-share is {self.val_share}: set it above 0 and below 1.")
-        for name in ("rare_images", "min_images"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise UserError(f"--{option} is {getattr(self, name)}: set it to 1 or more.")
-        known = {category.name for category in street_categories(self.merge)}
-        if unknown := sorted(set(self.rare) - known):
-            raise UserError(f"--rare has {unknown[0]}: choose from {', '.join(sorted(known))}.")
-
-
-def street_categories(merge: bool = True) -> tuple[StreetCategory, ...]:
-    """The categories, by name; without ``merge`` every label is one of its own."""
-    if merge:
-        return CATEGORIES
-    apart = [
-        replace(category, name=category.name if k == 0 else label, labels=(label,))
-        for category in CATEGORIES
-        for k, label in enumerate(category.labels)
-    ]
-    return tuple(sorted(apart, key=lambda category: category.name))
-
-
-# -- Photographs
 
 
 @dataclass(frozen=True)
@@ -422,152 +337,3 @@ def copy_picture(source: Path, target: Path, side: int) -> None:
         )
     size = shrunk_size(*upright.size, side)
     upright.resize(size, Image.Resampling.LANCZOS).save(target, "JPEG", quality=92)
-
-
-# -- Candidates
-
-
-def read_garments(root: Path) -> dict[str, list[Path]]:
-    """The photographs of a copy of github's ``alexeygrigorev/clothing-dataset``, by label.
-
-    Those of ``images.csv`` that have no file are left out; in each list they are by name.
-
-    Raises:
-        UserError: there is no such table, or no photograph.
-    """
-    table = root / "images.csv"
-    if not table.is_file():
-        raise UserError(
-            f"{table} does not exist: give --garments a copy of alexeygrigorev/clothing-dataset "
-            "(docs/datasets.md)."
-        )
-    found: dict[str, list[Path]] = defaultdict(list)
-    missing = 0
-    rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
-    if not {"image", "label"} <= set(rows.fieldnames or ()):
-        raise UserError(f"{table} lacks the column 'image' or 'label': copy it again.")
-    for row in rows:
-        path = root / "images" / f"{row['image']}.jpg"
-        if path.is_file():
-            found[row["label"]].append(path)
-        else:
-            missing += 1
-    if not found:
-        raise UserError(f"{root}/images has none of the photographs of {table}: copy them, too.")
-    if missing:
-        logger.info("%s: %d photographs are in the table and not there", root, missing)
-    return {label: sorted(paths) for label, paths in sorted(found.items())}
-
-
-def draw_candidates(garments: Mapping[str, Sequence[Path]], seed: int) -> list[dict]:
-    """Which photographs the candidates of each category show, no one twice.
-
-    Args:
-        garments: by label.
-        seed: of the draw.
-
-    Returns:
-        Of each candidate: ``category``, ``path``, ``label``, ``kind`` (good, wrong_object or
-        stray) and ``ambiguous``, whether most of its category's show a similar garment.
-    """
-    strays = sorted(path for label in STRAYS for path in garments.get(label, ()))
-    of_stray = {path: label for label in STRAYS for path in garments.get(label, ())}
-    supply = {**garments, None: strays}
-    demand = [
-        (category, kind, label, count)
-        for category, plan in CANDIDATES.items()
-        for kind, counts in (
-            (GOOD, plan.good),
-            ("wrong_object", plan.wrong),
-            ("stray", {None: plan.strays}),
-        )
-        for label, count in counts.items()
-    ]
-    total: dict[str | None, int] = defaultdict(int)
-    for _, _, label, count in demand:
-        total[label] += count
-    decks = {}
-    for k, label in enumerate(sorted(total, key=str)):
-        paths = list(supply.get(label, ()))
-        rng = np.random.default_rng([seed, 2, k])
-        decks[label] = iter([paths[i] for i in rng.permutation(len(paths))])
-    candidates = []
-    for category, kind, label, count in demand:
-        have = len(supply.get(label, ()))
-        for _ in range(min(count, count * have // total[label])):
-            path = next(decks[label])
-            candidates.append(
-                {
-                    "category": category,
-                    "path": path,
-                    "label": of_stray[path] if label is None else label,
-                    "kind": kind,
-                    "ambiguous": CANDIDATES[category].ambiguous,
-                }
-            )
-    return candidates
-
-
-def prepare_candidates(root: Path, output: Path, config: StreetConfig) -> list[dict]:
-    """Write the candidates and the table of what they show.
-
-    Args:
-        root: a copy of ``alexeygrigorev/clothing-dataset``.
-        output: the folder; what a former call wrote is replaced.
-        config: its seed counts.
-
-    Returns:
-        See :func:`draw_candidates`.
-
-    Raises:
-        UserError: ``root`` is not such a copy.
-    """
-    candidates = draw_candidates(read_garments(root), config.seed)
-    if not candidates:
-        raise UserError(f"{root} has too few photographs of every label to draw candidates from.")
-    folder = output / "candidates"
-    shutil.rmtree(folder, ignore_errors=True)
-    table: dict[str, list] = {name: [] for name in _TABLE.names}
-    for candidate in tqdm(candidates, desc="candidates", disable=None):
-        file = f"{candidate['category']}/{candidate['path'].name}"
-        (folder / candidate["category"]).mkdir(parents=True, exist_ok=True)
-        copy_picture(candidate["path"], folder / file, GARMENT_SIDE)
-        for name in _TABLE.names:
-            table[name].append(file if name == "file" else candidate[name])
-    pq.write_table(pa.table(table, schema=_TABLE), output / "candidates.parquet")
-    return candidates
-
-
-def write_pool_truth(output: Path) -> dict[str, dict[str, int]]:
-    """Say what the cut-outs of the pool show, in ``pool_truth.parquet`` beside it.
-
-    Args:
-        output: the folder with the candidates and the pool that was made of them.
-
-    Returns:
-        How many cut-outs of each kind there are, by category.
-
-    Raises:
-        UserError: there is no pool or no table, or the pool has a cut-out that is no candidate.
-    """
-    path = output / "candidates.parquet"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: run tools/prepare_street.py without --truth.")
-    rows = {row["file"]: row for row in pq.read_table(path).to_pylist()}
-    pool = InstancePool(output / "pool")
-    truth: dict[str, list] = {"pool_id": [], "kind": [], "ambiguous": []}
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for pool_id in pool.all_ids().tolist():
-        origin = pool.get(pool_id).source.origin
-        if origin not in rows:
-            raise UserError(
-                f"{pool.root}: cut-out {pool_id} ('{origin}') is not in {path}; the pool was made "
-                "of other candidates: delete it and run tools/generate_instances.py again."
-            )
-        row = rows[origin]
-        for name, values in (("kind", row["kind"]), ("ambiguous", row["ambiguous"])):
-            truth[name].append(values)
-        truth["pool_id"].append(pool_id)
-        counts[row["category"]][row["kind"]] += 1
-    pq.write_table(pa.table(truth), output / "pool_truth.parquet")
-    return {category: dict(kinds) for category, kinds in sorted(counts.items())}
