@@ -25,7 +25,8 @@ from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import Judge, class_groups
 from gal_d2.modeling.frozen import frozen_model
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.scorer import Begun, ContributionScorer, Plan, RealBatch
+from gal_d2.scoring.plan import Plan
+from gal_d2.scoring.scorer import Begun, ContributionScorer, RealBatch
 from gal_d2.selection.decision import AcceptanceContext, Decision, step_generator
 from gal_d2.selection.policies import AcceptancePolicy, AlwaysAccept, build_acceptance_policy
 from gal_d2.selection.posterior import Posterior

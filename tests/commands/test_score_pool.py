@@ -191,13 +191,20 @@ def test_a_training_ledger_is_not_written_to(cfg, tmp_path):
 
 
 def test_another_run_in_the_same_folder(cfg, tmp_path):
-    import fcntl
-
     (tmp_path / "a").mkdir()
-    with (tmp_path / "a/.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another run is scoring into"):
+    holder = (
+        "import sys; from gal_d2.files.folder_lock import locked\n"
+        "with locked(sys.argv[1], 'in use'): print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", holder, str(tmp_path / "a")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        message = rf"another run is scoring into .*\(process {other.pid} on "
+        with pytest.raises(UserError, match=message):
             score_pool(cfg, build_model(cfg), tmp_path / "a", OfflineOptions(**QUICK))
+        other.stdin.close()
 
 
 def make_pool(root: Path, category_id: int) -> str:

@@ -24,8 +24,8 @@ from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import Verdict, VerdictFile
 from gal_d2.pool.writer import PoolWriter
 from gal_d2.review.beliefs import beliefs_of
-from gal_d2.selection.acceptance import Decision
-from gal_d2.selection.ledger import LedgerWriter
+from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.selection.posterior import Posterior
 from gal_d2.selection.posterior_view import posterior_source
 from gal_d2.selection.snapshots import Snapshots
