@@ -11,18 +11,11 @@ from pathlib import Path
 import made_by_hand
 import numpy as np
 import pytest
-<<<<<<< HEAD
 from test_pipeline_worker import CATEGORIES, USED_CATEGORIES, config, requests
-from test_ray_pipeline import cluster, content, make_cutter, plan  # noqa: F401 (a fixture)
-
-from gal_d2.generation.pipeline import InstancePipeline, PoolStore
-=======
-from test_pipeline_worker import CATEGORIES, DEADLINE, USED_CATEGORIES, config, requests
 from test_ray_pipeline import cluster, content, make_cutter, plan  # noqa: F401 (a fixture)
 
 from gal_d2.generation.pipeline import InstancePipeline
 from gal_d2.generation.store import PoolStore
->>>>>>> main
 from gal_d2.interleaving.pipeline_worker import GeneratorCrash, ProcessWorker
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.shard import shard_names
