@@ -22,9 +22,11 @@ class Countdown:
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
         self.calls = 0
+        self._process = 0
 
     def start(self) -> None:
-        """Count from here on."""
+        """Count from here on; not in processes that are forked from here, which would die alone."""
+        self._process = os.getpid()
         sys.setprofile(self._count)
 
     def stop(self) -> None:
@@ -34,7 +36,7 @@ class Countdown:
     def _count(self, frame: FrameType, event: str, argument: object) -> None:
         if event in ("call", "c_call"):
             self.calls += 1
-            if self.calls == self.limit:
+            if self.calls == self.limit and os.getpid() == self._process:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
