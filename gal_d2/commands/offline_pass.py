@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -20,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from gal_d2.commands.offline_options import OfflineOptions
+from gal_d2.commands.offline_record import next_step, origin_of, scored_placements
 from gal_d2.copy_paste.mapper import CopyPasteMapper
-from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.placements import sample_per_category
 from gal_d2.datasets.category_identity import require_same_classes
 from gal_d2.datasets.registration import load_metadata
@@ -35,14 +34,11 @@ from gal_d2.judging.build_scorer import build_scorer
 from gal_d2.judging.judge import class_groups
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.ledger_writer import LedgerWriter
 from gal_d2.setup.arguments import SPLITS
 
 logger = logging.getLogger(__name__)
-
 POLICY = "offline"  # in the ledger's column "policy"
-
 # The model stands still, so all real objects count alike: an average over the last 200 or so.
 _MOMENTUM = 0.99
 _REAL_PER_CLASS_AND_STEP = 64
@@ -102,7 +98,7 @@ class OfflinePass:
 
     def load_or_learn_directions(self, path: Path) -> None:
         """Restore the directions that an earlier run made, or make them and keep them."""
-        made_with = _made_with(self.cfg, self.model, self.options)
+        made_with = origin_of(self.cfg, self.model, self.options)
         if path.is_file():
             try:
                 stored = read_state(path)
@@ -312,55 +308,9 @@ class _RealScenes(Dataset):
         return self.mapper(self.dicts[index])
 
 
-def scored_placements(folder: Path) -> np.ndarray:
-    """(N, 2) int64, pool id and placement of every row of an offline ledger; N may be 0.
-
-    Raises:
-        UserError: the ledger is that of a training.
-    """
-    parts = [np.zeros((0, 2), np.int64)]
-    if any(folder.glob("*.parquet")):
-        for table in Ledger(folder).tables(["pool_id", "placement"]):
-            if "placement" not in table.column_names:
-                raise UserError(
-                    f"{folder} holds the ledger of a training: choose another folder (--ledger)."
-                )
-            parts.append(
-                np.stack([table[name].to_numpy() for name in ("pool_id", "placement")], axis=1)
-            )
-    return np.concatenate(parts)
-
-
-def scores_digest(cfg: CfgNode, model: nn.Module, options: OfflineOptions) -> str:
-    """Eight hex digits that are the same for scores that may stand in one folder."""
-    made_with = repr(sorted(_made_with(cfg, model, options).items()))
-    return hashlib.blake2b(made_with.encode(), digest_size=4).hexdigest()
-
-
-def _made_with(cfg: CfgNode, model: nn.Module, options: OfflineOptions) -> dict[str, str]:
-    """What the scores depend on, as text."""
-    categories = options.categories
-    return {
-        "MODEL.WEIGHTS": _weights_digest(model),
-        "GAL.SCORER": str(cfg.GAL.SCORER),
-        "GAL.COPY_PASTE": str(PasteOptions.from_config(cfg)),
-        "--category": str(None if categories is None else sorted(categories)),
-        "--split": f"{options.split} {tuple(cfg.DATASETS[SPLITS[options.split]])}",
-        "--per-category": str(options.per_category),
-        "--candidates": str(options.candidates),
-        "--seed": str(options.seed),
-    }
-
-
 def _keys(pool_ids: np.ndarray, number: int) -> np.ndarray:
     """(N, 2): the placement ``number`` of each of ``pool_ids`` (N,)."""
     return np.stack([pool_ids, np.full(len(pool_ids), number, np.int64)], axis=1)
-
-
-def next_step(folder: Path) -> int:
-    """A step after all that an offline ledger has. A step there is a batch, and means no more."""
-    steps = [int(path.name.split("-")[1]) for path in folder.glob("*-r*.parquet")]
-    return max(steps, default=-1) + 1
 
 
 def _offline_scorer_config(cfg: CfgNode) -> CfgNode:
@@ -396,12 +346,3 @@ def _flat(items: list[dict | list[dict] | None]) -> list[dict]:
         if item is not None
         for sample in (item if isinstance(item, list) else [item])
     ]
-
-
-def _weights_digest(model: nn.Module) -> str:
-    """A hash of all weights and buffers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

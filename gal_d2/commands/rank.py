@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from gal_d2.commands.offline_options import OfflineOptions
-from gal_d2.commands.offline_pass import scores_digest
+from gal_d2.commands.offline_record import scores_digest
 from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.datasets.category_names import CategoryNames

@@ -28,7 +28,6 @@ from gal_d2.engine.train_step import MixedPrecisionTrainer
 from gal_d2.engine.wandb_writer import WandbWriter
 from gal_d2.evaluation.lvis_evaluation import LVISEvaluator
 from gal_d2.interleaving.build import build_interleaver
-from gal_d2.interleaving.interleaver import Interleaver
 from gal_d2.judging.attach import attach
 from gal_d2.judging.batch_judge import BatchJudge
 from gal_d2.judging.judge import Judge
@@ -51,6 +50,7 @@ class GALTrainer(DefaultTrainer):
     build_train_loader = staticmethod(build_train_loader)
     build_test_loader = staticmethod(build_test_loader)
     build_optimizer = staticmethod(build_optimizer)
+    build_interleaver = staticmethod(build_interleaver)
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)
@@ -165,13 +165,6 @@ class GALTrainer(DefaultTrainer):
     def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> Judge | None:
         """What :func:`attach` gives; None with ``GAL.SCORER.ENABLED`` off."""
         return attach(model, cfg, seed=seed)
-
-    @classmethod
-    def build_interleaver(cls, cfg: CfgNode) -> Interleaver | None:
-        """What draws new instances; None with ``GAL.GENERATOR.ENABLED`` off, and beside rank 0."""
-        if not cfg.GAL.GENERATOR.ENABLED or not comm.is_main_process():
-            return None
-        return build_interleaver(cfg)
 
     @classmethod
     def load_model(cls, cfg: CfgNode, resume: bool = False, split: str = "TRAIN") -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from gal_d2.datasets.annotation_file import Category
 from gal_d2.errors import UserError
@@ -27,14 +28,16 @@ MODES = ("sync", "async")
 _QUEUE = 2  # batches that a process of its own has on order
 
 
-def build_interleaver(cfg: CfgNode) -> Interleaver:
-    """What ``GAL.GENERATOR`` asks for, not started yet.
+def build_interleaver(cfg: CfgNode) -> Interleaver | None:
+    """What ``GAL.GENERATOR`` asks for, not started yet; None where it is off, and beside rank 0.
 
     Raises:
         UserError: an option makes no sense, or the pool or the annotations cannot be read.
     """
-    check_interleaving(cfg)
     options = cfg.GAL.GENERATOR
+    if not options.ENABLED or not comm.is_main_process():
+        return None
+    check_interleaving(cfg)
     categories = load_generation_categories(cfg)
     prompts = build_prompts(cfg, categories)
     root = cfg.GAL.POOL.ROOT

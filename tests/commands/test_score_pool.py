@@ -18,7 +18,7 @@ import torch
 from small_offline import build_model, configure
 
 from gal_d2.commands.offline_options import OfflineOptions, resolve_categories
-from gal_d2.commands.offline_pass import scored_placements
+from gal_d2.commands.offline_record import scored_placements
 from gal_d2.commands.score_pool import open_pool, score_pool
 from gal_d2.errors import UserError
 from gal_d2.pool.allow_list import write_allow_list

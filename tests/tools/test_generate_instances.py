@@ -217,7 +217,7 @@ def test_contact_sheets_and_statistics(
     arguments += ["GAL.GENERATOR.FILTER.CLIP_TEXT.MIN", "-1.0"]  # all pass
     arguments += ["--categories", "30", "--contact-sheet", str(sheets)]
     tool.run(tool.parse_arguments(arguments))
-    assert [path.name for path in sheets.iterdir()] == ["0030_sandal_(type_of_shoe).png"]
+    assert [path.name for path in sheets.iterdir()] == ["0030_sandal_type_of_shoe.png"]
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     kept = len(InstancePool(tmp_path / "pool"))
     assert table[1][:4] == ["30", "sandal_(type_of_shoe)", "3", str(kept)]

@@ -173,7 +173,14 @@ def test_what_a_ledger_knows(pool, tmp_path):
 def test_a_review_as_a_program(repository, pool):
     command = [sys.executable, "-u", repository / "tools/review_pool.py", pool.root]
     command += ["--category", "ice cream", "--reviewer", "ann"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what runs in its background, these tests perhaps, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
         with urllib.request.urlopen(address.replace("/?", "/next?"), timeout=60) as answer:
