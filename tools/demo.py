@@ -16,6 +16,7 @@ from gal_d2.setup.launch import run_tool
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 COLUMNS = ("AP", "APr", "APc", "APf")
+STEPS = 700  # of the demo, and of the table of results that it quotes
 
 
 def metrics_table(results: dict) -> str:
@@ -57,10 +58,12 @@ def published_gain_line(document: Path = RESULTS) -> str:
     """What the loop gained in AP over pasting everything, as measured for ``docs/results.md``.
 
     Args:
-        document: has a table with a row for *ours*.
+        document: has a table of runs as long as the demo, with a row for *ours*.
     """
     header: list[str] = []
-    for line in document.read_text().splitlines():
+    lines = document.read_text().splitlines()
+    start = next((i for i, line in enumerate(lines) if f", {STEPS} steps" in line), len(lines))
+    for line in lines[start:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if cells[0] == "pastes":
             header = cells
@@ -68,9 +71,9 @@ def published_gain_line(document: Path = RESULTS) -> str:
             row = dict(zip(header, cells, strict=True))
             return (
                 f"mask AP {row['mask AP to all']}, mask APr {row['mask APr to all']} over pasting "
-                f"everything, in {row['seeds']} longer runs (not measured here: docs/results.md)"
+                f"everything, in {row['seeds']} runs like this one (docs/results.md)"
             )
-    raise ValueError(f"{document} has no table of results with a row **ours**.")
+    raise ValueError(f"{document} has no table of {STEPS} steps with a row **ours**.")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from scored import scored
 
 from gal_d2.selection.decision import Decision
@@ -37,16 +38,19 @@ def test_the_share_of_good_ones_is_that_of_the_last_quarter(demo, tmp_path) -> N
     assert "last quarter of this run: 75%" in line and line.endswith("everything: 50%")
 
 
-def test_the_published_gain_is_read_from_the_results(demo, tmp_path) -> None:
+def test_the_published_gain_is_read_from_the_results(demo, repository, tmp_path) -> None:
+    config = yaml.safe_load((repository / "configs/Base-miniature.yaml").read_text())
+    assert config["SOLVER"]["MAX_ITER"] == demo.STEPS
     line = demo.published_gain_line()
     assert line.startswith("mask AP +") and "docs/results.md" in line
     document = tmp_path / "results.md"
     document.write_text(
+        "`miniature`, 700 steps, seeds 0\n\n"
         "| pastes | seeds | mask AP to all | mask APr to all |\n|---|---|---|---|\n"
         "| all | 3 | - | - |\n| **ours** | 3 | +1.0 ± 0.1 | +2.0 ± 0.2 |\n"
     )
     line = demo.published_gain_line(document)
-    assert line.startswith("mask AP +1.0 ± 0.1, mask APr +2.0 ± 0.2 over") and "in 3 longer" in line
+    assert line.startswith("mask AP +1.0 ± 0.1, mask APr +2.0 ± 0.2 over") and "in 3 runs" in line
     document.write_text("no table")
-    with pytest.raises(ValueError, match=r"results.md has no table of results"):
+    with pytest.raises(ValueError, match=r"results.md has no table of 700 steps"):
         demo.published_gain_line(document)
