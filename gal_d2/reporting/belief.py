@@ -9,7 +9,6 @@ import numpy as np
 
 from gal_d2.selection.draw import separation
 from gal_d2.selection.posterior_view import PosteriorView
-from gal_d2.selection.snapshots import Snapshots
 from gal_d2.testbeds.truth import GOOD, PoolTruth
 
 BINS = 32
@@ -72,12 +71,9 @@ def read_belief(run: Path, pool_id: np.ndarray, category_id: np.ndarray) -> Pool
     Raises:
         UserError: a snapshot that is needed is gone or damaged.
     """
-    snapshots = Snapshots(run / "snapshots", period=1, lag=0)
-    numbers = snapshots.numbers()
-    if not numbers:
+    view = PosteriorView.latest(run)
+    if view is None:
         return None
-    view = PosteriorView(snapshots)
-    view.follow(numbers[-1])
     ids = view.pool_ids
     if len(ids) == 0 or len(pool_id) == 0:
         return None

@@ -16,7 +16,6 @@ from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.posterior_view import PosteriorView
 from gal_d2.selection.ranking import instance_values
 from gal_d2.selection.sampler import DrawRule
-from gal_d2.selection.snapshots import Snapshots
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ def beliefs_of(
     parts = _nothing(len(ids))
     if scores is not None:
         folder = Path(scores)
-        snapshots = Snapshots(folder / "snapshots", period=1, lag=0)
-        if snapshots.numbers():
-            parts = _of_snapshots(snapshots, ids)
+        view = PosteriorView.latest(folder)
+        if view is not None:
+            parts = _of_view(view, ids)
         else:
             parts = _of_ledger(folder if _is_ledger(folder) else folder / "ledger", pool)
     return Beliefs(ids, pool.category_of(ids), *parts, frequency=frequency or {})
@@ -80,14 +79,12 @@ def _nothing(number: int) -> tuple[np.ndarray, ...]:
     return 0 * one, one, np.ones(1), np.full(1, np.inf)
 
 
-def _of_snapshots(snapshots: Snapshots, ids: np.ndarray) -> tuple[np.ndarray, ...]:
-    view = PosteriorView(snapshots)
-    view.follow(snapshots.numbers()[-1])
+def _of_view(view: PosteriorView, ids: np.ndarray) -> tuple[np.ndarray, ...]:
     mean, std = view.scored_moments(ids)
     if not view.knows(ids).any():
         raise UserError(
-            f"no cut-out that the snapshots in {snapshots.folder} know is in this pool: give the "
-            "OUTPUT_DIR of a training that pasted from it (GAL.POOL.SAMPLER posterior)."
+            f"no cut-out that the snapshots in {view.snapshots.folder} know is in this pool: give "
+            "the OUTPUT_DIR of a training that pasted from it (GAL.POOL.SAMPLER posterior)."
         )
     return mean, std, *view.value_options
 

@@ -143,40 +143,37 @@ class AcceptancePolicy(Stateful, ABC):
         """Accept or reject each of the N instances of ``contribution``."""
 
 
+class _OneAnswer(AcceptancePolicy):
+    """The same answer for every instance."""
+
+    answer: ClassVar[bool]
+
+    @configurable
+    def __init__(self) -> None:
+        pass
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {}
+
+    def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
+        accept = torch.full_like(contribution.score, self.answer, dtype=torch.bool)
+        return Decision.uniform(accept, self.name)
+
+
 @register_as(ACCEPTANCE_REGISTRY, "always")
-class AlwaysAccept(AcceptancePolicy):
+class AlwaysAccept(_OneAnswer):
     """Plain copy-paste: every instance trains the heads."""
 
     needs_scores = False
-
-    @configurable
-    def __init__(self) -> None:
-        pass
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {}
-
-    def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
-        accept = torch.ones_like(contribution.score, dtype=torch.bool)
-        return Decision.uniform(accept, self.name)
+    answer = True
 
 
 @register_as(ACCEPTANCE_REGISTRY, "never")
-class NeverAccept(AcceptancePolicy):
+class NeverAccept(_OneAnswer):
     """Pastes are seen by the RPN and train no head."""
 
-    @configurable
-    def __init__(self) -> None:
-        pass
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {}
-
-    def decide(self, contribution: Contribution, context: AcceptanceContext) -> Decision:
-        accept = torch.zeros_like(contribution.score, dtype=torch.bool)
-        return Decision.uniform(accept, self.name)
+    answer = False
 
 
 @register_as(ACCEPTANCE_REGISTRY, "random")

@@ -6,7 +6,9 @@ every ``KEYFRAME``-th one holds everything, so that a reader has to go back a li
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -49,6 +51,24 @@ class PosteriorView:
         self.snapshots = snapshots
         self._number = -1
         self._forget()
+
+    @classmethod
+    def latest(cls, output_dir: str | os.PathLike) -> PosteriorView | None:
+        """What the last snapshot of a training shows; None where it keeps none.
+
+        Args:
+            output_dir: OUTPUT_DIR of the training.
+
+        Raises:
+            UserError: a snapshot that is needed is not there, or is damaged.
+        """
+        snapshots = Snapshots(Path(output_dir) / "snapshots", period=1, lag=0)
+        numbers = snapshots.numbers()
+        if not numbers:
+            return None
+        view = cls(snapshots)
+        view.follow(numbers[-1])
+        return view
 
     def __getstate__(self) -> dict:
         return {"snapshots": self.snapshots}

@@ -29,9 +29,7 @@ from gal_d2.testbeds.miniature.objects import (
 )
 from gal_d2.testbeds.miniature.scenes import ID_OF_NAME, random_background
 from gal_d2.testbeds.miniature.settings import MiniatureConfig
-from gal_d2.testbeds.miniature.sources import (
-    Photograph,
-)
+from gal_d2.testbeds.miniature.sources import Photograph
 
 _POOL_SIDE = (48.0, 60.0)
 _NOISE_SIGMA = (40.0, 80.0)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gal_d2.testbeds.miniature.categories import CATEGORIES
-from gal_d2.testbeds.miniature.sources import (
-    ObjectImages,
-)
+from gal_d2.testbeds.miniature.sources import ObjectImages
 
 _TRAIN_PART_OF_IDENTITIES = 0.6
 # An item with less cloth than this (of its picture's area) is a faulty one of Fashion-MNIST.

@@ -21,9 +21,7 @@ from gal_d2.testbeds.miniature.objects import (
     place_mask,
 )
 from gal_d2.testbeds.miniature.settings import MiniatureConfig
-from gal_d2.testbeds.miniature.sources import (
-    Photograph,
-)
+from gal_d2.testbeds.miniature.sources import Photograph
 
 IMAGE_SIZE = 128
 _OBJECTS_PER_SCENE = (3, 6)

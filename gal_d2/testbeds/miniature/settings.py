@@ -12,9 +12,7 @@ from gal_d2.testbeds.miniature.faults import (
     FAULTS,
     fault_shares,
 )
-from gal_d2.testbeds.miniature.sources import (
-    OBJECT_SOURCES,
-)
+from gal_d2.testbeds.miniature.sources import OBJECT_SOURCES
 
 
 @dataclass(frozen=True)
