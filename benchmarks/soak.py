@@ -151,6 +151,7 @@ def train(args: argparse.Namespace) -> list[Sample]:
         *("OUTPUT_DIR", str(args.output), "SOLVER.MAX_ITER", str(MOST_STEPS)),
         *("SOLVER.CHECKPOINT_PERIOD", "500", "GAL.GENERATOR.MODE", "async", "DATASETS.TEST", "()"),
         *("GAL.GENERATOR.BATCH", "4", "GAL.AUDITION.PERIOD", "20", "DATALOADER.NUM_WORKERS", "2"),
+        *("GAL.SNAPSHOTS.LAG", "1"),  # of the samples that the workers make ahead
         *args.opts,
     ]
     config = REPOSITORY / "configs/miniature_interleaved.yaml"
