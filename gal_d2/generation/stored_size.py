@@ -18,6 +18,7 @@ from gal_d2.copy_paste.scale import class_scales
 from gal_d2.datasets.annotation_file import AnnotationFile, read_annotation_file
 from gal_d2.datasets.registration import load_annotation_file
 from gal_d2.datasets.statistics import compute_statistics
+from gal_d2.errors import UserError
 from gal_d2.pool.usable import foreground_threshold, problem_of
 
 logger = logging.getLogger(__name__)
@@ -35,16 +36,23 @@ def largest_pastes(cfg: CfgNode) -> dict[int, float]:
         cfg: the whole config: the training set, its augmentation and ``GAL.COPY_PASTE``.
 
     Returns:
-        Empty where it is not known: training images have no largest size, or no annotated objects.
+        Empty where it is not known: training images have no largest size, or no annotated objects,
+        or the annotations cannot be read, which generation can do without.
 
     Raises:
-        UserError: the annotations cannot be read, or an option is out of range.
+        UserError: an option of ``GAL.COPY_PASTE`` is out of range.
     """
     options = PasteOptions.from_config(cfg)
     sides = _largest_image(cfg)
     if sides is None:
         return {}
-    files = _annotations(cfg)
+    try:
+        files = _annotations(cfg)
+    except UserError as error:
+        logger.warning(
+            "Cut-outs are stored as they are cut, not as small as they are pasted: %s", error
+        )
+        return {}
     statistics = [compute_statistics(content) for content in files]
     if not any(part.instance_count.any() for part in statistics):
         return {}

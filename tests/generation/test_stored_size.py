@@ -120,7 +120,7 @@ class TestLargestPastes:
         cfg.INPUT.CROP.ENABLED = True  # the crop is enlarged by no one knows how much
         assert largest_pastes(cfg) == {}
 
-    def test_unknown(self, cfg: CfgNode, tmp_path: Path) -> None:
+    def test_unknown(self, cfg: CfgNode, tmp_path: Path, caplog) -> None:
         cfg.GAL.DATA.AUGMENTATION = "none"
         assert largest_pastes(cfg) == {}
         cfg.GAL.DATA.AUGMENTATION = "lsj"
@@ -128,7 +128,11 @@ class TestLargestPastes:
         for category in content["categories"]:
             category |= {"frequency": "f", "image_count": 100}
         (tmp_path / "train.json").write_text(json.dumps(content | {"annotations": []}))
+        assert largest_pastes(cfg) == {} and not caplog.records
+        del content["annotations"]  # enough to generate by
+        (tmp_path / "train.json").write_text(json.dumps(content))
         assert largest_pastes(cfg) == {}
+        assert "stored as they are cut" in caplog.text and "train.json" in caplog.text
 
     def test_no_paste_needs_more_in_either_direction(self, cfg: CfgNode) -> None:
         cfg.GAL.COPY_PASTE.ASPECT_JITTER = 0.3
