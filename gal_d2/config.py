@@ -17,7 +17,7 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
 
     cfg.GAL = CfgNode()
-    # Project at Weights & Biases that the run's scalars are sent to; "": none are.
+    # Project at Weights & Biases that the run's scalars and pictures are sent to; "": none are.
     cfg.GAL.WANDB = ""
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
