@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from scripts import load_script
 
 from gal_d2.config import add_gal_config
 
@@ -32,11 +31,7 @@ def _add_more(new):
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    path = repository / "tools" / "config_keys.py"
-    spec = importlib.util.spec_from_file_location("config_keys", path)
-    module = sys.modules["config_keys"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools/config_keys.py")
 
 
 def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
