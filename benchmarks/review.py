@@ -88,6 +88,8 @@ class Run:
         np.minimum.at(first, heard["gt_class"], heard["step"])
         trained = self.rows[TRAINING]
         is_old = (trained["step"] < steps) & (trained["step"] >= first[trained["gt_class"]])
+        is_scored = (trained["step"] + 1) % self.cfg.GAL.SCORER.PERIOD == 0
+        is_old &= is_scored  # the rows of other steps have taught nothing
         events = [
             (step, source, part)
             for source, keep in ((TRAINING, is_old), (AUDITION, is_heard))

@@ -316,6 +316,10 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     # Classes that each class is contrasted with (0: no contrast), chosen anew every 50 steps from
     # what its pasted candidates resemble.
     gal.SCORER.NUM_PARTNERS = 4
+    # Every PERIOD-th step is scored and learnt from; pastes of the others stand in the ledger
+    # without scores. Above 1 only where no decision waits for a score (GAL.ACCEPT.POLICY "always"),
+    # and with TARGET "train".
+    gal.SCORER.PERIOD = 1
     # Real instances that the scorer learns from: "train", those of the training batch, or "probe",
     # those of held-out real images of the pasted classes.
     gal.SCORER.TARGET = "train"
