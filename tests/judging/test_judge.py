@@ -4,6 +4,7 @@ import itertools
 import logging
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -21,6 +22,7 @@ from gal_d2.judging.judge import JudgedStep
 from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.policies import QuantileAccept
 from gal_d2.setup.configuration import load_config
 
@@ -192,6 +194,71 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
         losses = model(batch)  # after it
     assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.judged is judged
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("GAL.ACCEPT.POLICY", "quantile"), "PERIOD is 2, but with GAL.ACCEPT.POLICY 'quantile'"),
+        (("GAL.ACCEPT.POLICY", "random"), "PERIOD is 2, but with GAL.ACCEPT.POLICY 'random'"),
+        (("GAL.SCORER.TARGET", "probe"), "PERIOD is 2, but GAL.SCORER.TARGET is 'probe'"),
+        (
+            ("GAL.ACCEPT.UNIT", "batch", "GAL.ACCEPT.POLICY", "threshold"),
+            "PERIOD is 2, but GAL.ACCEPT.UNIT is 'batch', which decides",
+        ),
+        (("GAL.SCORER.PERIOD", "0"), "GAL.SCORER.PERIOD is 0: set it to 1 or more"),
+    ],
+)
+def test_a_period_where_decisions_wait_for_scores_is_refused(
+    lvis_root, repository, monkeypatch, tmp_path, options, message
+):
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", *options)
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    with pytest.raises(UserError, match=message):
+        GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+
+
+def test_between_scored_steps_the_judge_rests(lvis_root, repository, monkeypatch, tmp_path):
+    """No head is asked, nothing exchanged, nothing learnt; the ledger has the pastes."""
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "0")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    model, judge, batch = judged_model(cfg)
+    begin, begun = judge.scorer.begin, []
+
+    def noted(*inputs):  # what asks the heads, and exchanges
+        begun.append(judge.step)
+        return begin(*inputs)
+
+    monkeypatch.setattr(judge.scorer, "begin", noted)
+    judged, before = [], judge.scorer.state_dict()["cache"]["step"].clone()
+    for step in range(4):
+        judge.start_step(step, batch)
+        with EventStorage():
+            model(batch)
+        judge.finish_step()
+        judged.append(judge.judged)
+        assert int(judge.scorer.cache.state_dict()["step"] - before) == (step + 1) // 2
+        assert (len(judge.posterior) > 0) == (step > 0)
+    assert begun == [1, 3]
+    pasted = sum(sample["num_pasted"] for sample in batch)
+    for at_rest, scored_step in ((judged[0], judged[1]), (judged[2], judged[3])):
+        for name in ("pool_id", "image_index", "gt_class", "area"):
+            first, second = (getattr(j.contribution, name) for j in (at_rest, scored_step))
+            assert torch.equal(first, second)
+        assert at_rest.contribution.missing.all() and at_rest.contribution.num_rois.sum() == 0
+        assert at_rest.decision.accept.all()
+        # The scheduler of a generator is not told twice what one score said.
+        assert not judge.helpful(at_rest.contribution, at_rest.decision)[1].any()
+        assert judge.helpful(scored_step.contribution, scored_step.decision)[1].any()
+    judge.ledger.flush()
+    ledger = Ledger(tmp_path / "ledger")
+    assert len(list((tmp_path / "ledger").iterdir())) == 1  # the rows have one schema
+    by_step = ledger.aggregate(["step_bin"], step_bin=1).to_pylist()
+    assert [row["count"] for row in by_step] == [pasted] * 4
+    assert [row["scored"] > 0 for row in by_step] == [False, False, False, True]
+    losses = pa.concat_tables(ledger.tables(["head_loss_box"]))
+    known = losses.filter(losses["head_loss_box"].is_valid())
+    assert set(known["step"].to_pylist()) == {1, 3}
 
 
 def test_scores_of_settled_classes_are_remembered_and_decided_on(
