@@ -105,15 +105,18 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # File of the cut-outs that may be pasted (tools/filter_pool.py --allow-list); "": all.
     gal.POOL.ALLOW_LIST = ""
     # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "posterior"
-    # (class uniform, then a cut-out by what is known about it), or another name in
+    # (a class, rare ones more often, then a cut-out by what is known about it), or another name in
     # POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
     # "posterior": CANDIDATES cut-outs of the class are drawn uniformly; one of the BEST of them is
     # pasted, uniformly. Their values are drawn from the posterior, whose standard deviations are
-    # multiplied by TEMPERATURE.
+    # multiplied by TEMPERATURE at the first step, and by 0 at the last.
     gal.POOL.CANDIDATES = 12
     gal.POOL.BEST = 3
     gal.POOL.TEMPERATURE = 0.7
+    # "posterior": a class of n training images is drawn with a weight of n ** -CLASS_POWER; 0: all
+    # classes alike.
+    gal.POOL.CLASS_POWER = 0.25
 
     # State that samples depend on (the posterior, a growing pool) changes for them every PERIOD
     # steps, LAG periods late: LAG x PERIOD covers the batches that the loader makes ahead.

@@ -23,6 +23,7 @@ import pyarrow as pa
 from gal_d2.datasets.category_identity import Names, Renumbering, require_same
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CorruptCutOutError, CutOut
+from gal_d2.pool.growing_index import Entry, GrowingIndex
 from gal_d2.pool.index import PoolIndex
 from gal_d2.pool.metadata import metadata_table
 from gal_d2.pool.shard import (
@@ -92,8 +93,7 @@ class InstancePool:
         self.corrupt_shards: dict[str, str] = {}
         self.corrupt_ids: dict[int, str] = {}
         self._max_open_shards = max_open_shards
-        self._shards: tuple[str, ...] = ()
-        self._index = PoolIndex.empty()
+        self._forget()
         # functools' cache is safe under threads without a lock that a fork could copy locked.
         self._reader = functools.lru_cache(max_open_shards)(self._open_shard)
         self._add_shards(shard_names(self.root) if shards is None else shards)
@@ -103,7 +103,7 @@ class InstancePool:
     def __reduce__(self) -> tuple:
         return _restore, (
             str(self.root),
-            self._shards,
+            self.shards,
             dict(self.corrupt_shards),
             dict(self.corrupt_ids),
             self._max_open_shards,
@@ -115,12 +115,12 @@ class InstancePool:
         return len(self._index)
 
     def __contains__(self, pool_id: int) -> bool:
-        return self._index.find(int(pool_id)) >= 0
+        return self._index.find(int(pool_id)) is not None
 
     @property
     def shards(self) -> tuple[str, ...]:
         """Names of the shards of this snapshot, sorted."""
-        return self._shards
+        return tuple(sorted(self._shards))
 
     @property
     def category_names(self) -> dict[int, str] | None:
@@ -173,11 +173,11 @@ class InstancePool:
         Raises:
             KeyError: one of the ids is not in the pool.
         """
-        positions = self._index.find_many(pool_ids)
-        if (positions < 0).any():
-            unknown = int(np.asarray(pool_ids)[positions < 0][0])
+        places = self._index.find_many(pool_ids)
+        if (places < 0).any():
+            unknown = int(np.asarray(pool_ids)[places < 0][0])
             raise KeyError(f"cut-out {unknown} is not in the instance pool {self.root}")
-        return self._index.categories[self._index.category_index[positions]]
+        return self._index.category_at(places)
 
     def get(self, pool_id: int) -> CutOut:
         """Read and decode one cut-out.
@@ -189,12 +189,8 @@ class InstancePool:
         pool_id = int(pool_id)
         if pool_id in self.corrupt_ids:
             raise CorruptCutOutError(self.corrupt_ids[pool_id])
-        position = self._index.find(pool_id)
-        if position < 0:
-            raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
-        name = self._shards[self._index.shard[position]]
-        row = int(self._index.row[position])
-        category_id = int(self._index.categories[self._index.category_index[position]])
+        shard, row, category_id = self._entry(pool_id)
+        name = self._shards[shard]
         try:
             cut_out = self._reader(name).read(row)
             if cut_out.pool_id != pool_id:
@@ -217,14 +213,18 @@ class InstancePool:
             KeyError: the id is not in the pool.
             CorruptCutOutError: it is, but cannot be read.
         """
-        position = self._index.find(int(pool_id))
-        if position < 0:
-            raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
-        name = self._shards[self._index.shard[position]]
+        shard, row, _ = self._entry(int(pool_id))
+        name = self._shards[shard]
         try:
-            return self._reader(name).read_fields(int(self._index.row[position]))
+            return self._reader(name).read_fields(row)
         except CorruptShardError as error:
             raise CorruptCutOutError(f"{self.root / name} is corrupt: {error}") from error
+
+    def _entry(self, pool_id: int) -> Entry:
+        entry = self._index.find(pool_id)
+        if entry is None:
+            raise KeyError(f"cut-out {pool_id} is not in the instance pool {self.root}")
+        return entry
 
     def refresh(self) -> int:
         """Take in the shards that were completed since.
@@ -243,13 +243,20 @@ class InstancePool:
         """Become the snapshot that has just these shards of the folder, earlier or later."""
         wanted = set(shards)
         if not wanted.issuperset(self._shards):
-            self._shards, self._index = (), PoolIndex.empty()
+            self._forget()
         self._add_shards(wanted)
+
+    def _forget(self) -> None:
+        """See no shard."""
+        # By the number that the index has for them: in the order in which they were seen. They
+        # appear when they are complete, which is not the order of their names.
+        self._shards: list[str] = []
+        self._index = GrowingIndex()
 
     def shards_of(self, pool_ids: Iterable[int]) -> set[str]:
         """Names of the shards that have any of these cut-outs."""
-        positions = self._index.find_many(np.fromiter(pool_ids, np.int64))
-        numbers = np.unique(self._index.shard[positions[positions >= 0]])
+        places = self._index.find_many(np.fromiter(pool_ids, np.int64))
+        numbers = np.unique(self._index.shard_at(places[places >= 0]))
         return {self._shards[number] for number in numbers.tolist()}
 
     def metadata(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -264,7 +271,7 @@ class InstancePool:
         Raises:
             ValueError: an unknown column.
         """
-        return metadata_table(self.root, self._shards, self._index, columns)
+        return metadata_table(self.root, self._shards, self._index.whole(), columns)
 
     def counts(self) -> dict[int, int]:
         """Number of cut-outs by category id, ascending by id."""
@@ -298,12 +305,13 @@ class InstancePool:
                     f"'{name}' is no name of a shard of the instance pool {self.root}: the "
                     "snapshot that has it is damaged; start anew in another OUTPUT_DIR"
                 )
-        index = self._index
-        parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        parts: list[tuple[np.ndarray, ...]] = []
+        added: list[str] = []
         # A shard that was corrupt is tried again: it may have been in the middle of a copy.
         for name, columns in self._read_indices(sorted(names - known)):
             if not isinstance(columns, CorruptShardError):
-                parts[name] = self._of_now(columns)
+                parts.append(self._entries(columns, len(self._shards) + len(added)))
+                added.append(name)
                 self.corrupt_shards.pop(name, None)
                 continue
             if name not in self.corrupt_shards:
@@ -315,25 +323,15 @@ class InstancePool:
             self.corrupt_shards[name] = str(columns)
         if not parts:
             return
-        shards = tuple(sorted(known | parts.keys()))
-        number = {name: i for i, name in enumerate(shards)}
-        renumbered = np.array([number[name] for name in self._shards], np.int32)
-        seen = {name: self._visible_rows(ids, there) for name, (ids, _, there) in parts.items()}
-        lengths = [len(rows) for rows in seen.values()]
-        self._index = PoolIndex(
-            np.concatenate([index.ids, *(parts[name][0][rows] for name, rows in seen.items())]),
-            np.concatenate(
-                [
-                    index.categories[index.category_index],
-                    *(parts[name][1][rows] for name, rows in seen.items()),
-                ]
-            ),
-            np.concatenate(
-                [renumbered[index.shard], np.repeat([number[name] for name in parts], lengths)]
-            ),
-            np.concatenate([index.row, *seen.values()]),
-        )
-        self._shards = shards
+        self._shards = [*self._shards, *added]
+        new = PoolIndex(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        self._index = self._index.grown(new, self._shards)
+
+    def _entries(self, index: ShardIndex, number: int) -> tuple[np.ndarray, ...]:
+        """What this pool shows of a shard, n entries: what :class:`PoolIndex` is made of."""
+        ids, category_ids, is_there = self._of_now(index)
+        rows = self._visible_rows(ids, is_there)
+        return ids[rows], category_ids[rows], np.full(len(rows), number, np.int32), rows
 
     def _of_now(self, index: ShardIndex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pool ids and category ids of now of a shard's rows, (n,) each, and (n,) bool: whether
@@ -348,7 +346,9 @@ class InstancePool:
     def _visible_rows(self, ids: np.ndarray, is_there: np.ndarray) -> np.ndarray:
         """(m,) int32 rows of a shard that this pool shows; ``ids`` (n,) are the shard's."""
         if self._only is not None:
-            is_there = is_there & np.isin(ids, self._only)
+            # The list is sorted and much longer than a shard: np.isin would sort it each time.
+            ends = (np.searchsorted(self._only, ids, side) for side in ("left", "right"))
+            is_there = is_there & np.less(*ends)
         return np.flatnonzero(is_there).astype(np.int32)
 
     def _nothing_to_read(self) -> str:
