@@ -67,9 +67,10 @@ class KeyPicturesHook(HookBase):
     def _pictures(self) -> dict[str, np.ndarray]:
         """(H, W, 3) uint8 RGB each, by name."""
         pictures = {}
-        if self.trainer.last_batch:
+        shown = [sample for sample in self.trainer.last_batch if _can_be_drawn(sample)]
+        if shown:
             title = f"Step {self.trainer.iter + 1}: real instances blue, pasted cut-outs orange"
-            pictures["training_images"] = self._sheet(self.trainer.last_batch, title)
+            pictures["training_images"] = self._sheet(shown, title)
         if self.auditions is not None and self.auditions.last_images:
             title = "Auditions: cut-outs that are scored without training, orange"
             pictures["auditions"] = self._sheet(self.auditions.last_images, title)
@@ -107,3 +108,9 @@ class KeyPicturesHook(HookBase):
                 title = f"{name.split('_')[0].capitalize()} cut-outs, by expected value"
                 pictures[name] = tile(cells, columns=6, captions=captions, title=title)
         return pictures
+
+
+def _can_be_drawn(sample: dict) -> bool:
+    """Of our mapper every one; a loader of the user's own may leave masks out."""
+    instances = sample.get("instances")
+    return instances is not None and instances.has("gt_masks") and instances.has("instance_source")

@@ -118,9 +118,8 @@ class InstanceJudge(Judge):
             )
         if self.period > 1 and self.model is not None:
             raise UserError(
-                f"{key}, but GAL.SCORER.TARGET is 'probe', which has a period of its own: set "
-                "GAL.SCORER.PERIOD to 1 (and GAL.SCORER.PROBE.PERIOD higher), or GAL.SCORER.TARGET "
-                "to train."
+                f"{key}, but GAL.SCORER.TARGET is 'probe', which learns from images of every step: "
+                "set GAL.SCORER.PERIOD to 1, or GAL.SCORER.TARGET to train."
             )
 
     @property
