@@ -62,7 +62,7 @@ def test_scores_come_in_the_order_of_the_training(run: Path) -> None:
     ],
 )
 def test_what_it_is_given_is_what_it_knows(
-    run: Path, variant: replay.Variant, found: float
+    run: Path, repository: Path, variant: replay.Variant, found: float
 ) -> None:
     scores = replay.read_scores(run, ["box", "mask"])
     cfg = load_config(str(repository / "configs/miniature_gal.yaml"), [])
