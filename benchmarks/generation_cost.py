@@ -126,6 +126,9 @@ SETTINGS = (
 )
 
 
+_COMPILING = 120.0  # seconds, at least
+
+
 class Measured(NamedTuple):
     """What a setting was found to do."""
 
@@ -174,19 +177,25 @@ def _memory(device: torch.device) -> Iterator[dict[str, float]]:
 def measure_all(
     device: torch.device, settings: Sequence[Setting], budget: float
 ) -> tuple[list[Measured], list[tuple[Setting, str]]]:
-    """Measure until ``budget`` seconds are gone.
+    """Measure until ``budget`` seconds are gone; what would last longer is not begun.
 
     Returns:
         What was measured; and what was not, with the reason.
     """
     begin = time.monotonic()
     results, left_out = [], []
+    pace: dict[str, float] = {}  # by model, seconds of the last setting for an image and step
     for setting in settings:
-        if time.monotonic() - begin > budget:
+        left = budget - (time.monotonic() - begin)
+        work = setting.batch * (setting.steps or ARCHITECTURES[setting.model].steps)
+        expected = work * pace.get(setting.model, 0.0) + setting.compiled * _COMPILING
+        if expected > left or left < 0:
             left_out.append((setting, f"not begun within {budget:.0f} s"))
             continue
         try:
-            results.append(measure(setting, ARCHITECTURES[setting.model], device))
+            found = measure(setting, ARCHITECTURES[setting.model], device)
+            results.append(found)
+            pace[setting.model] = setting.batch / (found.images_per_second * work)
         except torch.cuda.OutOfMemoryError:
             left_out.append((setting, "the GPU's memory is too small"))
         gc.collect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -128,6 +128,26 @@ def test_settings_beyond_the_budget_are_named(benchmark: ModuleType) -> None:
     assert not results and [setting for setting, _ in left_out] == list(settings)
     text = benchmark.measured_tables(results, left_out, 1000, "a machine")
     assert "Not measured: SD 1.5, 8, 50, float16, yes, no (not begun within" in text
+
+
+def test_what_would_outlast_the_budget_is_not_begun(benchmark: ModuleType, monkeypatch) -> None:
+    """By the pace of the model's last setting; to compile takes minutes."""
+
+    def measure(setting, architecture, device):
+        return benchmark.Measured(setting, 2.0, None)  # so 4 s for 8 images, 16 s for 32
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    settings = [
+        benchmark.Setting("sd15", 8),
+        benchmark.Setting("sd15", 32),
+        benchmark.Setting("sd15", 8, compiled=True),
+        benchmark.Setting("sd15", 8, steps=20),
+        benchmark.Setting("sdxl-turbo", 32),
+    ]
+    results, left_out = benchmark.measure_all(torch.device("cpu"), settings, budget=10)
+    assert [result.setting for result in results] == [settings[0], settings[3], settings[4]]
+    assert [setting for setting, _ in left_out] == [settings[1], settings[2]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
