@@ -21,58 +21,25 @@ over classes), and what was accepted and what it did to AP. Finished runs are ke
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import io
 import itertools
-import json
 import logging
-import multiprocessing
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import torch
-import torch.nn.functional as F
+from discrimination_results import Run, class_aucs, mean_auc, read_runs
+from discrimination_runs import CONDITIONS, CONFIG, train_all
+from documents import check_document, markdown_table, show
+from separation import acceptance, select, spread
 
-import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
-from detectron2.config import CfgNode
-from detectron2.structures import Instances
-from documents import check_document, markdown_table, replace_tables
-from separation import acceptance, auc, select, spread
-from torch import Tensor, nn
-from tqdm import tqdm
-
-from gal_d2.copy_paste.fields import InstanceSource
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_metadata
-from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
-from gal_d2.judging.instance_judge import InstanceJudge
-from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.decision import Decision
-from gal_d2.selection.ledger import Ledger
-from gal_d2.selection.policies import ACCEPTANCE_REGISTRY, AcceptancePolicy
-from gal_d2.selection.posterior import Posterior
-from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import run_tool
-from gal_d2.setup.setup import setup
-from gal_d2.testbeds.truth import GOOD, PoolTruth
+from gal_d2.testbeds.truth import PoolTruth
 
 COMMAND = "benchmarks/discrimination.py"
-CONFIG = "configs/miniature_gal.yaml"
-STEPS = 2800
-POLICIES = {"clean": "never", "polluted": "always", "random": "random", "oracle": "OracleAccept"}
-CONDITIONS = ("clean", "polluted", "gal", "random", "oracle")
-# Three of five candidates are bad, and that shows in any sample of the pool.
-QUANTILE = (
-    *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
-    *("GAL.ACCEPT.RATE", "0.27"),
-)
 SCORED = ("clean", "polluted", "gal")  # the models whose scores are compared
 TITLES = {"clean": "accept none", "polluted": "accept all"}
 SCORES = {
@@ -94,227 +61,6 @@ KINDS = {
     "misplaced mask": "misplaced_mask",
 }
 WINDOWS = 10  # of the training, in the plot
-
-# -- Training
-
-
-@ACCEPTANCE_REGISTRY.register()
-class OracleAccept(AcceptancePolicy):
-    """Accepts what the truth file says is good."""
-
-    name = "oracle"
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self.truth = PoolTruth.read()
-
-    def decide(self, contribution, context) -> Decision:
-        rows = self.truth.rows(contribution.pool_id.cpu().numpy())
-        accept = torch.from_numpy(self.truth.kind[rows] == GOOD)
-        return Decision.uniform(accept.to(contribution.score.device), self.name)
-
-
-class RecordingJudge(InstanceJudge):
-    """Also records how similar the box features of a pasted object are to its class's mean ones."""
-
-    def __init__(self, cfg: CfgNode, roi_heads: nn.Module, seed: int, model: nn.Module) -> None:
-        super().__init__(cfg, roi_heads, seed, model)
-        self.momentum = cfg.GAL.SCORER.MOMENTUM
-        self.mean_feature: dict[int, Tensor] = {}
-        self.similarity: list[np.ndarray] = []
-
-    def __call__(
-        self,
-        features: Mapping[str, Tensor],
-        targets: Sequence[Instances],
-        proposals: Sequence[Instances],
-    ) -> list[Tensor]:
-        self._record(features, targets)
-        return super().__call__(features, targets, proposals)
-
-    @torch.no_grad()
-    def _record(self, features: Mapping[str, Tensor], targets: Sequence[Instances]) -> None:
-        heads = self.roi_heads
-        maps = [features[name] for name in heads.box_in_features]
-        vectors = heads.box_head(heads.box_pooler(maps, [t.gt_boxes for t in targets]))
-        vectors = F.normalize(vectors, dim=1)
-        classes = torch.cat([t.gt_classes for t in targets]).tolist()
-        pasted = torch.cat([t.instance_source for t in targets]) == InstanceSource.PASTED
-        similarity = [
-            F.cosine_similarity(self.mean_feature[c], vector, dim=0).item()
-            if c in self.mean_feature
-            else np.nan
-            for c, vector, is_pasted in zip(classes, vectors, pasted, strict=True)
-            if is_pasted
-        ]
-        self.similarity.append(np.array(similarity))
-        for c, vector, is_pasted in zip(classes, vectors, pasted, strict=True):
-            if not is_pasted:
-                old = self.mean_feature.get(c, vector)
-                self.mean_feature[c] = self.momentum * old + (1 - self.momentum) * vector
-
-
-class RecordingTrainer(GALTrainer):
-    @classmethod
-    def build_judge(cls, cfg: CfgNode, model: nn.Module, seed: int) -> RecordingJudge:
-        model.roi_heads.judge = RecordingJudge(cfg, model.roi_heads, seed, model)
-        return model.roi_heads.judge
-
-
-def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> None:
-    """One run, from its start; ``result.json`` is written last."""
-    torch.set_num_threads(1)
-    shutil.rmtree(folder, ignore_errors=True)
-    policy = POLICIES.get(condition)
-    arguments = [
-        *("--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(folder)),
-        *("SEED", str(seed), "GAL.SCORER.PICTURE_PERIOD", "0"),
-        *("GAL.SCORER.GRADIENTS", "all"),
-        *("GAL.POOL.SAMPLER", "uniform_class"),
-        *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(STEPS)),
-        *(("GAL.ACCEPT.POLICY", policy) if policy else QUANTILE),
-        *options,
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):  # all of it is in the run's log.txt, too
-        trainer = RecordingTrainer(setup(argument_parser().parse_args(arguments)))
-        trainer.resume_or_load(resume=False)
-        trainer.train()
-    np.save(folder / "similarity.npy", np.concatenate(trainer.judge.similarity))
-    with (folder / "result.json").open("w") as file:
-        json.dump({"steps": trainer.max_iter, "metrics": trainer.eval_results}, file, indent=2)
-
-
-def train_all(args: argparse.Namespace) -> None:
-    """The runs that are not there yet; `random` needs the rate of `gal`."""
-    first = [(c, seed, ()) for seed in args.seeds for c in args.conditions if c != "random"]
-    train_missing(args, first)
-    if "random" in args.conditions:
-        rates = {seed: str(accepted_share(args, seed)) for seed in args.seeds}
-        train_missing(args, [("random", s, ("GAL.ACCEPT.RATE", rates[s])) for s in args.seeds])
-
-
-def train_missing(args: argparse.Namespace, runs: Sequence[tuple[str, int, tuple]]) -> None:
-    missing = [r for r in runs if not (run_folder(args, *r[:2]) / "result.json").is_file()]
-    # A process per run: detectron2 keeps global state.
-    with (
-        ProcessPoolExecutor(
-            args.jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-        ) as executor,
-        tqdm(total=len(missing), desc="trainings", disable=not missing) as progress,
-    ):
-        futures = [
-            executor.submit(train, run_folder(args, c, seed), c, seed, (*options, *args.options))
-            for c, seed, options in missing
-        ]
-        for future in as_completed(futures):
-            future.result()
-            progress.update()
-
-
-def run_folder(args: argparse.Namespace, condition: str, seed: int) -> Path:
-    return args.output / f"{condition}-{seed}"
-
-
-def read_runs(args: argparse.Namespace, condition: str, truth: PoolTruth) -> list[Run]:
-    """Of all seeds whose run is finished."""
-    folders = [run_folder(args, condition, seed) for seed in args.seeds]
-    return [Run.read(folder, truth) for folder in folders if (folder / "result.json").is_file()]
-
-
-def accepted_share(args: argparse.Namespace, seed: int) -> float:
-    """Share of all pasted instances that `gal` accepted."""
-    ledger = Ledger(run_folder(args, "gal", seed) / "ledger")
-    accept = pa.concat_tables(ledger.tables(["accept"]))["accept"]
-    return round(float(np.mean(accept.to_numpy())), 4)
-
-
-# -- Reading a run
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run recorded of its N pasted instances, in the order in which they came.
-
-    Attributes:
-        steps: of the training.
-        columns: by name, (N,): of the ledger, ``similarity``, ``evidence_<name>`` of some; and of
-            the truth, ``kind`` and ``ambiguous``.
-        metrics: by task, AP by name.
-    """
-
-    steps: int
-    columns: dict[str, np.ndarray]
-    metrics: dict[str, dict[str, float]]
-
-    @classmethod
-    def read(cls, folder: Path, truth: PoolTruth) -> Run:
-        result = json.loads((folder / "result.json").read_text())
-        table = pa.concat_tables(Ledger(folder / "ledger").tables()).to_pydict()
-        columns = {
-            name: np.array(values, dtype=float if None in values else None)
-            for name, values in table.items()
-        }
-        rows = truth.rows(columns["pool_id"])
-        columns |= {"kind": truth.kind[rows], "ambiguous": truth.ambiguous[rows]}
-        columns["similarity"] = np.load(folder / "similarity.npy")
-        for name in ("score", "head_score_box", "head_loss_mask"):
-            columns[f"evidence_{name}"] = evidence_so_far(columns, name)
-        return cls(result["steps"], columns, result["metrics"])
-
-    def between(self, first: float, last: float) -> dict[str, np.ndarray]:
-        """Columns of a part of the training, given as shares of it."""
-        step = self.columns["step"]
-        chosen = (step >= first * self.steps) & (step < last * self.steps)
-        return select(self.columns, chosen)
-
-
-def evidence_so_far(columns: dict[str, np.ndarray], score: str) -> np.ndarray:
-    """(N,) what a cut-out's scores add up to, up to and including the step of each of N rows."""
-    ids, classes = columns["pool_id"], columns["category_id"]
-    posterior = Posterior(int(classes.max()) + 1, ("score",))
-    values = torch.from_numpy(columns[score].astype(np.float32))
-    area = columns["area"].astype(np.float32) if "area" in columns else np.full(len(ids), np.inf)
-    contribution = Contribution(
-        pool_id=torch.from_numpy(ids),
-        image_index=torch.zeros(len(ids), dtype=torch.int64),
-        gt_class=torch.from_numpy(classes),
-        phi=values,
-        score=values,
-        head_score={},
-        head_loss={},
-        num_rois=torch.ones(len(ids), dtype=torch.int64),
-        area=torch.from_numpy(area),
-    )
-    estimates = np.full(len(ids), np.nan)
-    steps, first = np.unique(columns["step"], return_index=True)
-    for step, start, stop in zip(steps.tolist(), first, [*first[1:], len(ids)], strict=True):
-        rows = slice(start, stop)
-        posterior.update(contribution[rows], step)
-        known = posterior.get(ids[rows])
-        estimates[rows] = np.where(known.count > 0, known.mean[:, 0], np.nan)
-    return estimates
-
-
-def class_aucs(columns: dict[str, np.ndarray], score: str, kind: str) -> dict[int, float]:
-    """By category id, AUC of good ones against bad ones of a kind."""
-    sign, name = (-1, score[1:]) if score.startswith("-") else (1, score)
-    values = sign * columns[name].astype(float)
-    is_good = columns["kind"] == GOOD
-    chosen = is_good | (columns["kind"] == ("wrong_object" if kind == "ambiguous" else kind))
-    if kind == "ambiguous":
-        chosen &= columns["ambiguous"]
-    aucs = {}
-    for category in np.unique(columns["category_id"]):
-        mine = chosen & (columns["category_id"] == category)
-        aucs[int(category)] = auc(is_good[mine], values[mine])
-    return aucs
-
-
-def mean_auc(columns: dict[str, np.ndarray], score: str, kind: str) -> float:
-    values = np.array(list(class_aucs(columns, score, kind).values()))
-    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-
-
-# -- Reports
 
 
 def report_scores(columns: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
@@ -461,11 +207,9 @@ def main(args: argparse.Namespace) -> None:
             report_precision(runs),
         ]
     )
-    print(text)
+    show(text, args.document, command)
     draw(runs, args.figure)
     print(f"plot: {args.figure}")
-    if args.document:
-        replace_tables(args.document, command, text)
 
 
 if __name__ == "__main__":

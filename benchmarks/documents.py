@@ -40,6 +40,13 @@ def replace_tables(path: Path, command: str, text: str) -> None:
     path.write_text(f"{before}\n{text.strip()}\n\n{after}")
 
 
+def show(text: str, document: Path | None, command: str) -> None:
+    """Print the tables, and put them into the document where there is one."""
+    print(text)
+    if document:
+        replace_tables(document, command, text)
+
+
 def _split(path: Path, command: str) -> tuple[str, str]:
     """What stands before and after the tables, the marks included."""
     text = path.read_text() if path.is_file() else ""

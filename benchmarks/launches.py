@@ -46,7 +46,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import build_roi_heads
 from detectron2.structures import Instances
 from documents import check_document, markdown_table, replace_tables
-from scoring import fill, make_targets
+from scoring_problem import fill, make_targets
 
 from gal_d2.datasets.registration import register_instances
 from gal_d2.judging.instance_judge import InstanceJudge

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from documents import check_document, markdown_table, replace_tables
+from documents import check_document, markdown_table, show
 from separation import auc, spread
 
 from gal_d2.datasets.registration import load_metadata
@@ -77,9 +77,7 @@ def main(args: argparse.Namespace) -> None:
     if len(ledgers) > 1:
         text += f", means over {len(ledgers)} ledgers ± their standard deviation"
     text += ".\n\n" + "\n".join(tables)
-    print(text)
-    if args.document:
-        replace_tables(args.document, COMMAND, text)
+    show(text, args.document, COMMAND)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from detectron2.config import CfgNode
-from documents import check_document, markdown_table, replace_tables
+from documents import check_document, markdown_table, show
 from separation import spread
 
 from gal_d2.pool.instance_pool import InstancePool
@@ -88,6 +88,8 @@ class Run:
         np.minimum.at(first, heard["gt_class"], heard["step"])
         trained = self.rows[TRAINING]
         is_old = (trained["step"] < steps) & (trained["step"] >= first[trained["gt_class"]])
+        is_scored = (trained["step"] + 1) % self.cfg.GAL.SCORER.PERIOD == 0
+        is_old &= is_scored  # the rows of other steps have taught nothing
         events = [
             (step, source, part)
             for source, keep in ((TRAINING, is_old), (AUDITION, is_heard))
@@ -282,9 +284,7 @@ def main(args: argparse.Namespace) -> None:
             figures.setdefault(steps, []).append(measure(run, replay, steps))
             print(f"{folder}, {steps} steps: {figures[steps][-1]}", flush=True)
     text = report(figures)
-    print(text)
-    if args.document:
-        replace_tables(args.document, COMMAND, text)
+    show(text, args.document, COMMAND)
 
 
 if __name__ == "__main__":

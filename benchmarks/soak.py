@@ -31,6 +31,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
 STOP_SECONDS = 120.0  # a step, a checkpoint and the generator's batch take less
 MOST_STEPS = 1_000_000  # more than the time allows
+# What grows with the pool, in grey beside what should not grow.
+BESIDE = {
+    "memory_mb": ("mapped_mb", "pages of mapped files"),
+    "handles": ("shards", "open shards of the pool"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,20 @@ class Sample:
         seconds: since the start.
         steps: done so far, as of the last line of metrics.json.
         cpu_seconds: spent so far by the processes that are there.
-        memory_mb: proportional set size; pages that processes share count once.
-        handles, threads, processes: how many.
+        memory_mb: memory of their own and shared memory; proportional: shared pages count once.
+        mapped_mb: pages of files that they map, programs and the pool among them; proportional.
+        handles: open files, sockets and pipes, but for the pool's.
+        shards: open files of the pool, which grows; a process keeps 256 at most.
+        threads, processes: how many.
     """
 
     seconds: float
     steps: int
     cpu_seconds: float
     memory_mb: float
+    mapped_mb: float
     handles: int
+    shards: int
     threads: int
     processes: int
 
@@ -102,22 +112,36 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def open_files(folder: Path) -> list[str]:
+    """What a process has open, by ``/proc/PID/fd``; those that it closes meanwhile are left out."""
+    names = []
+    for entry in folder.iterdir():
+        try:
+            names.append(os.readlink(entry))
+        except FileNotFoundError:
+            continue
+    return names
+
+
 def look(root: int, output: Path, start: float) -> Sample:
     """The training's processes now."""
-    totals = dict.fromkeys(("cpu_seconds", "memory_mb", "handles", "threads", "processes"), 0)
+    totals = {field.name: 0 for field in fields(Sample) if field.name not in ("seconds", "steps")}
     for pid in tree(root):
         folder = Path(f"/proc/{pid}")
         try:
             stat = (folder / "stat").read_text().rpartition(")")[2].split()
             memory = (folder / "smaps_rollup").read_text()
-            handles = len(list((folder / "fd").iterdir()))
+            handles = open_files(folder / "fd")
         except OSError:  # it has ended
             continue
+        shards = sum(name.endswith(".arrow") for name in handles)
         # Of a process that was waited for, its parent has the time.
         totals["cpu_seconds"] += sum(map(int, stat[11:15])) / TICKS
-        (pss,) = (line for line in memory.splitlines() if line.startswith("Pss:"))
-        totals["memory_mb"] += int(pss.split()[1]) / 1024
-        totals["handles"] += handles
+        pss = {line.split()[0]: int(line.split()[1]) / 1024 for line in memory.splitlines()[1:]}
+        totals["memory_mb"] += pss["Pss_Anon:"] + pss["Pss_Shmem:"]
+        totals["mapped_mb"] += pss["Pss_File:"]
+        totals["handles"] += len(handles) - shards
+        totals["shards"] += shards
         totals["threads"] += int(stat[17])
         totals["processes"] += 1
     return Sample(time.monotonic() - start, steps_done(output), **totals)
@@ -214,8 +238,8 @@ def draw(samples: list[Sample], path: Path) -> None:
     for axis, (name, label) in zip(
         axes.flat,
         (
-            ("memory_mb", "memory (proportional set size), MB"),
-            ("handles", "file handles"),
+            ("memory_mb", "memory, MB"),
+            ("handles", "open files, sockets and pipes"),
             ("threads", "threads"),
             ("steps", "steps per CPU second"),
         ),
@@ -229,6 +253,11 @@ def draw(samples: list[Sample], path: Path) -> None:
             axis.plot(hours[size:], values)
         else:
             axis.plot(hours, [getattr(sample, name) for sample in samples])
+            if name in BESIDE:
+                other, label_of_other = BESIDE[name]
+                beside = [getattr(sample, other) for sample in samples]
+                axis.plot(hours, beside, color="0.6", label=label_of_other)
+                axis.legend()
         axis.set_title(label)
         axis.set_ylim(0, 1.15 * axis.dataLim.ymax)
         axis.grid(alpha=0.3)
@@ -243,7 +272,13 @@ def describe(samples: list[Sample]) -> str:
     """Slopes and throughput in a few lines."""
     hours = np.array([sample.seconds for sample in samples]) / 3600
     lines = [f"{hours[-1]:.2f} hours, {samples[-1].steps:.0f} steps, {len(samples)} samples"]
-    for name, unit in (("memory_mb", "MB"), ("handles", "handles"), ("threads", "threads")):
+    for name, unit in (
+        ("memory_mb", "MB"),
+        ("mapped_mb", "MB of mapped files"),
+        ("handles", "handles"),
+        ("shards", "open shards"),
+        ("threads", "threads"),
+    ):
         values = np.array([getattr(sample, name) for sample in samples], float)
         slope = Slope(hours, values)
         lines.append(

@@ -17,7 +17,7 @@ def add_gal_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg)
 
     cfg.GAL = CfgNode()
-    # Project at Weights & Biases that the run's scalars are sent to; "": none are.
+    # Project at Weights & Biases that the run's scalars and pictures are sent to; "": none are.
     cfg.GAL.WANDB = ""
     _add_data_keys(cfg.GAL)
     _add_copy_paste_keys(cfg.GAL)
@@ -105,15 +105,18 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # File of the cut-outs that may be pasted (tools/filter_pool.py --allow-list); "": all.
     gal.POOL.ALLOW_LIST = ""
     # Which cut-outs are pasted: "uniform_class" (class uniform, then cut-out uniform), "posterior"
-    # (class uniform, then a cut-out by what is known about it), or another name in
+    # (a class, rare ones more often, then a cut-out by what is known about it), or another name in
     # POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
     # "posterior": CANDIDATES cut-outs of the class are drawn uniformly; one of the BEST of them is
     # pasted, uniformly. Their values are drawn from the posterior, whose standard deviations are
-    # multiplied by TEMPERATURE.
+    # multiplied by TEMPERATURE at the first step, and by 0 at the last.
     gal.POOL.CANDIDATES = 12
     gal.POOL.BEST = 3
     gal.POOL.TEMPERATURE = 0.7
+    # "posterior": a class of n training images is drawn with a weight of n ** -CLASS_POWER; 0: all
+    # classes alike.
+    gal.POOL.CLASS_POWER = 0.25
 
     # State that samples depend on (the posterior, a growing pool) changes for them every PERIOD
     # steps, LAG periods late: LAG x PERIOD covers the batches that the loader makes ahead.
@@ -145,10 +148,9 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # Number of pastes per image: uniform integer in [MIN_PASTES, MAX_PASTES].
     gal.COPY_PASTE.MIN_PASTES = 0
     gal.COPY_PASTE.MAX_PASTES = 19
-    # "basic" (hard mask), "feather" (soft alpha edge) or "poisson" (seamless clone).
+    # "basic" (hard mask), "feather" (soft edge, a Gaussian of one pixel) or "poisson" (seamless
+    # clone).
     gal.COPY_PASTE.BLEND = "basic"
-    # Width of the soft edge of "feather", in pixels.
-    gal.COPY_PASTE.FEATHER_SIGMA = 1.0
     # A paste's size: sqrt(relative area) ~ Normal(mean, std) of its class in the training set,
     # clipped to [MIN_SIZE px, MAX_RELATIVE_SIZE * image size].
     gal.COPY_PASTE.MIN_SIZE = 10
@@ -317,6 +319,10 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     # Classes that each class is contrasted with (0: no contrast), chosen anew every 50 steps from
     # what its pasted candidates resemble.
     gal.SCORER.NUM_PARTNERS = 4
+    # Every PERIOD-th step is scored and learnt from; pastes of the others stand in the ledger
+    # without scores. Above 1 only where no decision waits for a score (GAL.ACCEPT.POLICY "always"),
+    # and with TARGET "train".
+    gal.SCORER.PERIOD = 1
     # Real instances that the scorer learns from: "train", those of the training batch, or "probe",
     # those of held-out real images of the pasted classes.
     gal.SCORER.TARGET = "train"
@@ -324,9 +330,8 @@ def _add_scorer_keys(gal: CfgNode) -> None:
     # are held out, chosen by SEED; 0: none, the probe is drawn from the training images.
     gal.SCORER.PROBE = CfgNode()
     gal.SCORER.PROBE.FRACTION = 0.05
-    # Probe images for each training image with pastes, at every PERIOD-th step.
+    # Probe images for each training image with pastes.
     gal.SCORER.PROBE.IMAGES = 1
-    gal.SCORER.PROBE.PERIOD = 1
     # Every PICTURE_PERIOD steps a picture of accepted and rejected instances; 0: never.
     gal.SCORER.PICTURE_PERIOD = 100
 

@@ -47,6 +47,8 @@ RETIRED_KEYS: Mapping[str, RetiredKey] = {
     "GAL.SCORER.PARTNER_EVERY": RetiredKey(50),
     "GAL.SCORER.MAX_REAL_PER_CLASS": RetiredKey(4),
     "GAL.SCORER.MAX_COUNTERFACTUALS": RetiredKey(64),
+    "GAL.SCORER.PROBE.PERIOD": RetiredKey(1),
+    "GAL.COPY_PASTE.FEATHER_SIGMA": RetiredKey(1.0),
     "GAL.ACCEPT.TOP_K": RetiredKey(5, "set GAL.ACCEPT.POLICY quantile and GAL.ACCEPT.RATE"),
     "GAL.ACCEPT.BATCH_WINDOW": RetiredKey(1000),
     "GAL.ACCEPT.QUANTILE.START_RATE": _RATE,

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from serving import serving
 
 from gal_d2.datasets.category_names import CategoryNames
 from gal_d2.datasets.registration import load_instances, register_instances
@@ -205,12 +205,8 @@ def review(tmp_path: Path) -> Iterator[ReviewServer]:
         writer.add(1, np.full((3, 3, 4), 255, np.uint8), source=source)
     pool = InstancePool(tmp_path / "pool")
     server = ReviewServer(ReviewSession(pool, beliefs_of(pool)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 def status(server: ReviewServer, path: str, **headers: str) -> int:

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 
 from gal_d2.copy_paste.masks import Box
-from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.place import Placement
 from gal_d2.copy_paste.resize import divide_by_weight, foreground_mask
 from gal_d2.pool.usable import FOREGROUND_ALPHA
 
+FEATHER_SIGMA = 1.0
+"""Standard deviation of the Gaussian that makes a soft edge, pixels."""
 
-def blend_basic(
-    image: np.ndarray, placement: Placement, region: Box, options: PasteOptions
-) -> None:
+
+def blend_basic(image: np.ndarray, placement: Placement, region: Box) -> None:
     """Copy the pixels of the mask; a hard edge."""
     mask = placement.mask
     window = image[mask.box.slices]
@@ -30,15 +30,13 @@ def _inside(placement: Placement, window: Box) -> tuple[slice, slice]:
     return window.shift(-placement.box.x0, -placement.box.y0).slices
 
 
-def blend_feather(
-    image: np.ndarray, placement: Placement, region: Box, options: PasteOptions
-) -> None:
-    """Mix by opacity, smoothed with a Gaussian of ``feather_sigma`` pixels.
+def blend_feather(image: np.ndarray, placement: Placement, region: Box) -> None:
+    """Mix by opacity, smoothed with a Gaussian of ``FEATHER_SIGMA`` pixels.
 
     A soft alpha channel stays soft: what is half transparent lets the scene through. Outside the
     mask the object has the mean colour of its pixels nearby.
     """
-    margin = math.ceil(3 * options.feather_sigma)
+    margin = math.ceil(3 * FEATHER_SIGMA)
     side = 2 * margin + 1
     # Only what is near the visible part, with a margin of transparent pixels to fade out in.
     used = placement.mask.box.grow(2 * margin).intersect(placement.box)
@@ -55,7 +53,7 @@ def blend_feather(
     masked = cv2.bitwise_and(masked, masked, mask=foreground)
     nearby, _ = divide_by_weight(cv2.blur(masked, (side, side)))
     cv2.copyTo(color, foreground, nearby)
-    weight = cv2.GaussianBlur(opacity, (side, side), options.feather_sigma).astype(np.float32)
+    weight = cv2.GaussianBlur(opacity, (side, side), FEATHER_SIGMA).astype(np.float32)
     weight *= np.float32(1 / 255)
 
     target_window = window.intersect(region)
@@ -64,9 +62,7 @@ def blend_feather(
     target[...] = cv2.blendLinear(nearby[crop], target, weight[crop], 1 - weight[crop])
 
 
-def blend_poisson(
-    image: np.ndarray, placement: Placement, region: Box, options: PasteOptions
-) -> None:
+def blend_poisson(image: np.ndarray, placement: Placement, region: Box) -> None:
     """Keep the object's gradients and take the colour at its edge from the scene (Perez 2003).
 
     The scene must surround the object: at a border of the region, and for objects of less than
@@ -76,7 +72,7 @@ def blend_poisson(
     margin = 2
     window = mask.box.grow(margin)
     if window.intersect(region) != window or min(mask.box.width, mask.box.height) < 3:
-        blend_feather(image, placement, region, options)
+        blend_feather(image, placement, region)
         return
     border = (margin, margin, margin, margin)
     color = cv2.copyMakeBorder(
@@ -89,12 +85,12 @@ def blend_poisson(
         # It writes into the mask that it is given (opencv/opencv#12053).
         cloned = cv2.seamlessClone(color, scene, bitmap.copy(), center, cv2.NORMAL_CLONE)
     except cv2.error:  # masks whose eroded inside is empty
-        blend_feather(image, placement, region, options)
+        blend_feather(image, placement, region)
         return
     image[window.slices] = cv2.copyTo(cloned, bitmap, scene)
 
 
-Blend = Callable[[np.ndarray, Placement, Box, PasteOptions], None]
+Blend = Callable[[np.ndarray, Placement, Box], None]
 BLEND_FUNCTIONS: dict[str, Blend] = {
     "basic": blend_basic,
     "feather": blend_feather,

@@ -84,7 +84,6 @@ class CopyPasteMapper:
         probe: where the probe's images come from.
         probe_augmentations: of the probe's images; without chance.
         probe_images: how many are drawn for a training image that has pastes.
-        probe_period: they are drawn for each n-th step only.
 
     Raises:
         UserError: a value makes no sense.
@@ -109,7 +108,6 @@ class CopyPasteMapper:
         probe: ProbeImages | None = None,
         probe_augmentations: Sequence[T.Augmentation | T.Transform] = (),
         probe_images: int = 1,
-        probe_period: int = 1,
     ) -> None:
         if not 0 <= real_fraction <= 1:
             raise UserError(
@@ -126,9 +124,8 @@ class CopyPasteMapper:
             raise ValueError(f"with real_fraction {real_fraction}, a pool and sampler are needed")
         if real_fraction > 0 and real_instances is None:
             raise ValueError(f"with real_fraction {real_fraction}, real_instances are needed")
-        for key, value in (("IMAGES", probe_images), ("PERIOD", probe_period)):
-            if value < 1:
-                raise UserError(f"GAL.SCORER.PROBE.{key} is {value}; it must be 1 or more.")
+        if probe_images < 1:
+            raise UserError(f"GAL.SCORER.PROBE.IMAGES is {probe_images}; it must be 1 or more.")
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.options = options or PasteOptions()
@@ -144,7 +141,6 @@ class CopyPasteMapper:
         self.probe = probe
         self.probe_augmentations = T.AugmentationList(list(probe_augmentations))
         self.probe_images = probe_images
-        self.probe_period = probe_period
         self._warn_once = WarnOnce(logger)
         logger.info(
             "Training augmentations: %s; pastes: %s",
@@ -180,7 +176,6 @@ class CopyPasteMapper:
                 "probe": ProbeImages(list(probe_dicts)),
                 "probe_augmentations": build_probe_augmentations(cfg),
                 "probe_images": cfg.GAL.SCORER.PROBE.IMAGES,
-                "probe_period": cfg.GAL.SCORER.PROBE.PERIOD,
             }
         if not cfg.GAL.COPY_PASTE.ENABLED:
             return arguments
@@ -284,9 +279,7 @@ class CopyPasteMapper:
         return sample, image, frame, real_objects(dataset_dict, transforms, frame)
 
     def _draw_probe(self, dataset_dict: dict, pasted_classes: Sequence[int]) -> list[dict]:
-        """Samples of probe images of the pasted classes, if this step is one that has them."""
-        if dataset_dict.get("sample_step", 0) % self.probe_period:
-            return []
+        """Samples of probe images of the pasted classes."""
         rng = _generator(dataset_dict, _PROBE_STREAM)
         samples = []
         for record in self.probe.draw(pasted_classes, self.probe_images, rng):

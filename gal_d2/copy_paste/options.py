@@ -24,7 +24,6 @@ class PasteOptions:
     min_pastes: int = 0
     max_pastes: int = 19
     blend: str = "basic"
-    feather_sigma: float = 1.0
     min_size: float = 10
     max_relative_size: float = 0.5
     aspect_jitter: float = 0.2
@@ -41,7 +40,6 @@ class PasteOptions:
             f"at least MIN_PASTES, {self.min_pastes}",
         )
         _require(self.blend in BLENDS, "BLEND", self.blend, f"one of {', '.join(BLENDS)}")
-        _require(self.feather_sigma > 0, "FEATHER_SIGMA", self.feather_sigma, "above 0")
         _require(self.min_size > 0, "MIN_SIZE", self.min_size, "above 0")
         _require(
             0 < self.max_relative_size <= 1,
@@ -64,7 +62,6 @@ class PasteOptions:
             min_pastes=node.MIN_PASTES,
             max_pastes=node.MAX_PASTES,
             blend=node.BLEND,
-            feather_sigma=node.FEATHER_SIGMA,
             min_size=node.MIN_SIZE,
             max_relative_size=node.MAX_RELATIVE_SIZE,
             aspect_jitter=node.ASPECT_JITTER,

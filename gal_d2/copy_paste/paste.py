@@ -68,5 +68,5 @@ def paste_cutouts(
     blend = BLEND_FUNCTIONS[options.blend]
     for placement, visible in zip(placements, visible_pasted, strict=True):
         if visible is not None:
-            blend(image, placement, region, options)
+            blend(image, placement, region)
     return visible_real, visible_pasted

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +47,20 @@ def category_statistics(dataset_name: str) -> CategoryStatistics:
     json_file = Path(metadata.json_file)
     category_ids = tuple(sorted(metadata.thing_dataset_id_to_contiguous_id))
     return _kept(dataset_name, json_file, file_signature(json_file), category_ids)
+
+
+def image_counts(dataset_names: Iterable[str]) -> dict[int, int]:
+    """By category id (as in the JSON): images with an instance, in all these data sets together.
+
+    Raises:
+        DatasetNotFoundError, UserError: as :func:`category_statistics`.
+    """
+    counts: Counter[int] = Counter()
+    for name in dataset_names:
+        images = category_statistics(name).image_count
+        class_of = load_metadata(name).thing_dataset_id_to_contiguous_id
+        counts.update({category: int(images[index]) for category, index in class_of.items()})
+    return dict(counts)
 
 
 @lru_cache(maxsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -14,6 +15,7 @@ from gal_d2.copy_paste.stream import sample_seed
 from gal_d2.datasets.category_identity import dataset_names
 from gal_d2.engine.ema import EMAHook
 from gal_d2.engine.key_figures import KeyFiguresHook
+from gal_d2.engine.key_pictures import KeyPicturesHook
 from gal_d2.engine.paste_watch import PasteWatch
 from gal_d2.engine.progress import ProgressHook
 from gal_d2.engine.report_hook import ReportHook
@@ -71,6 +73,7 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
                 output_dir=cfg.OUTPUT_DIR,
             )
         )
+    auditions = None
     if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
         auditions = build_audition_hook(trainer)
         if interleave is not None:
@@ -91,10 +94,24 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
     if comm.is_main_process():
         if trainer.judge:
             built.append(KeyFiguresHook(trainer.judge))
+        built.append(build_key_pictures(trainer, auditions))
         built.append(hooks.PeriodicWriter(trainer.build_writers(), period=20))
         built.append(ProgressHook())
         built.append(ReportHook(cfg.OUTPUT_DIR))
     return built
+
+
+def build_key_pictures(trainer: GALTrainer, auditions: AuditionHook | None) -> KeyPicturesHook:
+    """What draws pictures of the run."""
+    cfg, mapper = trainer.cfg, trainer._trainer.data_loader.mapper
+    return KeyPicturesHook(
+        MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes,
+        cfg.INPUT.FORMAT,
+        posterior=trainer.judge.posterior if trainer.judge and mapper.pool is not None else None,
+        pool=lambda: trainer.interleaver.pool if trainer.interleaver else mapper.pool,
+        class_of_category=mapper.class_of_category,
+        auditions=auditions,
+    )
 
 
 def build_audition_hook(trainer: GALTrainer) -> AuditionHook:

@@ -7,7 +7,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from gal_d2.judging.judge import Judge
+from gal_d2.judging.judge import GROUPS, Judge
 from gal_d2.selection.draw import separation, value_moments
 from gal_d2.selection.posterior import Posterior
 
@@ -19,7 +19,9 @@ class KeyFiguresHook(HookBase):
     """Puts figures of the last ``PERIOD`` steps into the storage; a figure of nothing is left out.
 
     ``gal/distinct`` (different cut-outs, as a share of the pastes of this process),
-    ``gal/audition_share`` (of all scores), ``gal/separation`` (see
+    ``gal/pastes_r`` and ``gal/paste_share_r`` (their number and share by frequency group),
+    ``gal/helpful`` (share of them that the posterior places above their category's candidates, of
+    those it knows), ``gal/audition_share`` (of all scores), ``gal/separation`` (see
     :func:`gal_d2.selection.draw.separation`). They stand beside ``gal/accepted`` and others of each
     step. Register it after auditions and before the writers, in the main process alone.
 
@@ -30,14 +32,18 @@ class KeyFiguresHook(HookBase):
     def __init__(self, judge: Judge) -> None:
         self.judge = judge
         self._pasted: list[np.ndarray] = []
+        self._groups = np.zeros(len(GROUPS), np.int64)  # pastes by frequency group
         self._auditions = 0.0
 
     def after_step(self) -> None:
         """Count, and write when it is time."""
         step, storage = self.trainer.iter, get_event_storage()
         if self.judge.judged is not None:
-            pool_id = self.judge.judged.contribution.pool_id
-            self._pasted.append(pool_id[pool_id >= 0].cpu().numpy())
+            contribution = self.judge.judged.contribution
+            is_pasted = contribution.pool_id >= 0
+            self._pasted.append(contribution.pool_id[is_pasted].cpu().numpy())
+            group = self.judge.class_groups[contribution.gt_class[is_pasted].cpu()]
+            self._groups += np.bincount(group.numpy(), minlength=len(GROUPS))
         count, when = storage.latest().get("gal/auditions", (0.0, -1))
         if when == step:
             self._auditions += count
@@ -46,17 +52,26 @@ class KeyFiguresHook(HookBase):
             if figures:
                 storage.put_scalars(smoothing_hint=False, **figures)
             self._pasted, self._auditions = [], 0.0
+            self._groups[:] = 0
 
     def _figures(self) -> dict[str, float]:
         figures = {}
         pasted = np.concatenate(self._pasted) if self._pasted else np.empty(0, np.int64)
         if len(pasted):
             figures["gal/distinct"] = len(np.unique(pasted)) / len(pasted)
+            for name, count in zip(GROUPS, self._groups.tolist(), strict=True):
+                figures[f"gal/pastes_{name}"] = float(count)
+                figures[f"gal/paste_share_{name}"] = count / len(pasted)
             # Auditions are of all processes.
             scores = self._auditions + len(pasted) * comm.get_world_size()
             figures["gal/audition_share"] = self._auditions / scores
         if self.judge.posterior is not None and len(self.judge.posterior) > 1:
             figures["gal/separation"] = separation_of(self.judge.posterior)
+            belief = self.judge.posterior.get(pasted)
+            known = belief.count > 0
+            if known.any():
+                value = self.judge.posterior.value_of(belief)[known]
+                figures["gal/helpful"] = float(np.mean(value > 0))
         return figures
 
 

@@ -10,13 +10,13 @@ from detectron2.data import build_detection_test_loader
 from detectron2.data.common import DatasetFromList
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader
 
 from gal_d2.copy_paste.mapper import CopyPasteMapper
 from gal_d2.copy_paste.stream import TrainingLoader
 from gal_d2.datasets.evaluation_mapper import EvaluationMapper
 from gal_d2.datasets.probe import split_probe
 from gal_d2.datasets.records import repeat_factors
+from gal_d2.engine.progress import EvaluationLoader
 from gal_d2.errors import UserError
 from gal_d2.setup.start_checks import load_training_dicts
 
@@ -67,6 +67,7 @@ def training_order(cfg: CfgNode, dicts: list[dict]) -> Callable[[int], Iterable[
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> DataLoader:
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> EvaluationLoader:
     """The images of a data set in their order, each once."""
-    return build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+    loader = build_detection_test_loader(cfg, dataset_name, mapper=EvaluationMapper(cfg))
+    return EvaluationLoader(loader, dataset_name)

@@ -144,7 +144,7 @@ class GALTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """detectron2's, and that to Weights & Biases where ``GAL.WANDB`` asks for it."""
         writers = super().build_writers()
-        return [*writers, WandbWriter(self.cfg)] if self.cfg.GAL.WANDB else writers
+        return [WandbWriter(self.cfg), *writers] if self.cfg.GAL.WANDB else writers
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the block the model has its average weights, where ``SOLVER.EMA`` keeps them."""

@@ -223,13 +223,13 @@ class RayRunner:
             ready, _ = self._ray.wait([task.signal for task in (*drawing, *cutting)])
             for task in [task for task in drawing if task.signal in ready]:
                 drawing.remove(task)
-                if self._result(task, tries) is None:
+                if self._result(task, self._generators, tries) is None:
                     waiting.appendleft(task.unit)
                 else:
                     drawn.append(task)
             for task in [task for task in cutting if task.signal in ready]:
                 cutting.remove(task)
-                checked = self._result(task, tries)
+                checked = self._result(task, self._cutters, tries)
                 if checked is None:
                     waiting.appendleft(task.unit)
                 else:
@@ -257,8 +257,8 @@ class RayRunner:
             images, signal = method.remote(list(unit.requests))
             drawing.append(_Task(unit, actor, signal, images))
 
-    def _result(self, task: _Task, tries: Counter) -> Any | None:
-        """What an actor has returned; None if it died, and the unit has to be done again."""
+    def _result(self, task: _Task, actors: Sequence[Any], tries: Counter) -> Any | None:
+        """What one of the actors has returned; None if it died: the unit has to be done again."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(task.signal)
@@ -283,7 +283,19 @@ class RayRunner:
                 f"{task.unit.category_id} ({' '.join(str(reason).split())[:300]}); see Ray's logs: "
                 "most often memory is short, so lower GAL.GENERATOR.BATCH_SIZE"
             ) from reason
+        self._wait_until_back(actors[task.actor])
         return None
+
+    def _wait_until_back(self, actor: Any) -> None:
+        """What an actor is given while Ray restarts it fails at once, as if it had died again."""
+        # With retries Ray keeps the call until the actor is there.
+        signal = actor.is_there.options(max_task_retries=-1).remote()
+        back, _ = self._ray.wait([signal], timeout=_PLACED_WITHIN)
+        if not back:
+            raise UserError(
+                f"Ray has not restarted an actor that died within {_PLACED_WITHIN:.0f} s: see its "
+                "logs; what is stored is kept, and the same command goes on with the rest."
+            )
 
 
 def require_room(

@@ -54,6 +54,12 @@ def attach(model: nn.Module, cfg: CfgNode, *, seed: int = 0) -> Judge | None:
     roi_heads = scored_roi_heads(model)
     _check_loss_is_known(roi_heads, cfg)
     if cfg.GAL.ACCEPT.UNIT == "batch":
+        if cfg.GAL.SCORER.PERIOD != 1:
+            raise UserError(
+                f"GAL.SCORER.PERIOD is {cfg.GAL.SCORER.PERIOD}, but GAL.ACCEPT.UNIT is 'batch', "
+                "which decides at every step: set GAL.SCORER.PERIOD to 1, or GAL.ACCEPT.UNIT to "
+                "instance."
+            )
         let_ask(roi_heads)
         return BatchJudge(cfg, model, seed, autocast_dtype(cfg))
     judge = InstanceJudge(cfg, roi_heads, seed, model)

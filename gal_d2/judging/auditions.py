@@ -165,6 +165,7 @@ class AuditionHook(HookBase):
 
     Attributes:
         on_audition: told of each round's cut-outs of this process; None: nobody.
+        last_images: samples of the last round, some of this process's.
 
     Raises:
         UserError: ``images`` is negative or ``period`` below 1.
@@ -192,6 +193,7 @@ class AuditionHook(HookBase):
         self.checkpoint_period = checkpoint_period
         self.ledger = judge.open_ledger(FOLDER)
         self.on_audition: Callable[[Contribution, Decision], None] | None = None
+        self.last_images: list[dict] = []
         self._per_image = 4.0  # cut-outs that an image takes; found out
         self._owed = 0.0  # images of the budget that were not used yet
         self._pool_size = 0
@@ -235,6 +237,7 @@ class AuditionHook(HookBase):
         self.auditioner.pool.refresh()
         parts, image_ids = [Contribution.empty(self.judge.scorer.heads)], []
         for samples in self.auditioner.images(groups, self.judge.seed):
+            self.last_images = samples
             part = self.auditioner.score(samples)
             part.image_index += len(image_ids)
             image_ids += [sample["image_id"] for sample in samples]

@@ -175,7 +175,6 @@ class BatchJudge(Judge):
         model: the detector, not wrapped in DistributedDataParallel.
         rule: accepts or rejects.
         momentum: of the average gradient, weight of the old one.
-        probe_period: steps from one with probe images to the next.
         autocast_dtype: as in training.
         metadata, output_dir, seed: as for :class:`~gal_d2.judging.judge.Judge`.
 
@@ -195,7 +194,6 @@ class BatchJudge(Judge):
         model: nn.Module,
         rule: BatchRule,
         momentum: float = 0.1,
-        probe_period: int = 1,
         autocast_dtype: torch.dtype | None = None,
         metadata: Metadata,
         output_dir: str | Path,
@@ -218,7 +216,6 @@ class BatchJudge(Judge):
         self.autocast_dtype = autocast_dtype
         self.rule = rule
         self.cache = MomentumGradient(momentum)
-        self.probe_period = probe_period
         self.non_finite = NonFiniteReport()
         self.decision: BatchDecision | None = None
         self.loss_scale: Callable[[], float] = lambda: 1.0
@@ -236,7 +233,6 @@ class BatchJudge(Judge):
             "model": model,
             "rule": build_batch_rule(cfg),
             "momentum": cfg.GAL.ACCEPT.BATCH_MOMENTUM,
-            "probe_period": cfg.GAL.SCORER.PROBE.PERIOD,
             "autocast_dtype": autocast_dtype,
         }
 
@@ -250,8 +246,7 @@ class BatchJudge(Judge):
         with_pastes = [image for image, sample in enumerate(batch) if sample["num_pasted"]]
         pasted, rois_of = self._mean_gradient([batch[i] for i in with_pastes], pasted_only=True)
         cosine = product = math.nan
-        # Between two steps that have a probe, the average of earlier ones has to do.
-        if pasted is not None and (real is not None or step % self.probe_period):
+        if pasted is not None and real is not None:
             cosine, product = self.cache.compare(pasted)
         self.decision = self.rule.decide(cosine)
         contribution = batch_contribution(

@@ -46,6 +46,8 @@ class InstanceJudge(Judge):
         probe_model: the detector that ``roi_heads`` is part of, to learn from held-out images; None
             to learn from the training batch.
         min_age: steps in which real instances of a class must have come for a score to count.
+        period: every period-th step is scored and learnt from. At the others the judge rests: it
+            enters what was pasted, asks nothing of the heads and exchanges nothing.
         metadata, output_dir, seed: as for :class:`Judge`.
 
     Raises:
@@ -62,6 +64,7 @@ class InstanceJudge(Judge):
         posterior: Posterior,
         probe_model: nn.Module | None = None,
         min_age: int = 20,
+        period: int = 1,
         metadata: Metadata,
         output_dir: str | Path,
         seed: int = 0,
@@ -72,12 +75,15 @@ class InstanceJudge(Judge):
         self.model = probe_model
         self._probe: list[dict] = []
         self.min_age = min_age
+        self.period = period
+        self._check_period()
         # By start_step, for one forward pass: a user's hook may compute a loss in training mode.
         self._armed = False
         self._plan: Plan | None = None
-        self._begun: Begun | None = None
+        # What finish_step has to finish; of a step that is not scored, its plan.
+        self._begun: Begun | Plan | None = None
         self._generator: torch.Generator | None = None
-        self._seconds = 0.0
+        self._seconds = self._scored_seconds = 0.0
 
     @classmethod
     def from_config(
@@ -97,7 +103,29 @@ class InstanceJudge(Judge):
             "posterior": Posterior.from_config(cfg),
             "probe_model": model if node.TARGET == "probe" else None,
             "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
+            "period": node.PERIOD,
         }
+
+    def _check_period(self) -> None:
+        key = f"GAL.SCORER.PERIOD is {self.period}"
+        if self.period < 1:
+            raise UserError(f"{key}: set it to 1 or more.")
+        if self.period > 1 and self.policy.needs_scores:
+            raise UserError(
+                f"{key}, but with GAL.ACCEPT.POLICY '{self.policy.name}' every step's pastes are "
+                "accepted or rejected in that step: set GAL.SCORER.PERIOD to 1, or "
+                "GAL.ACCEPT.POLICY to always."
+            )
+        if self.period > 1 and self.model is not None:
+            raise UserError(
+                f"{key}, but GAL.SCORER.TARGET is 'probe', which learns from images of every step: "
+                "set GAL.SCORER.PERIOD to 1, or GAL.SCORER.TARGET to train."
+            )
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether this step is; by its number alone, so that all processes agree."""
+        return (self.step + 1) % self.period == 0
 
     def start_step(self, step: int, batch: list[dict]) -> list[dict]:
         if self._armed:
@@ -107,17 +135,19 @@ class InstanceJudge(Judge):
             )
         self.finish_step()  # of the last one, where a training loop of the user's own has not
         start = time.perf_counter()
+        batch = super().start_step(step, batch)
         self._armed = True
         self._probe = probe_samples(batch) if self.model is not None else []
         # On the CPU, while the device still does the last step. Targets that a model makes of other
         # things are not known yet.
         self._plan = None
         if all("instances" in sample for sample in batch):
-            self._plan = self.scorer.plan(
-                [sample["instances"] for sample in batch], learn=self.model is None
-            )
+            self._plan = self._plan_for([sample["instances"] for sample in batch])
         self._seconds = time.perf_counter() - start
-        return super().start_step(step, batch)
+        return batch
+
+    def _plan_for(self, targets: Sequence[Instances]) -> Plan:
+        return self.scorer.plan(targets, learn=self.is_scored and self.model is None)
 
     def __call__(
         self,
@@ -137,10 +167,14 @@ class InstanceJudge(Judge):
             return None
         self._armed = False
         start = time.perf_counter()
-        features = {name: feature.detach() for name, feature in features.items()}
         self._generator = step_generator(self.seed, self.step, comm.get_rank())
         if self._plan is None or not self._plan.is_of(targets):
-            self._plan = self.scorer.plan(targets, learn=self.model is None)
+            self._plan = self._plan_for(targets)
+        if not self.is_scored:
+            self._begun = self._plan
+            self._seconds += time.perf_counter() - start
+            return None
+        features = {name: feature.detach() for name, feature in features.items()}
         probe = self._probe_batch(features, targets) if self.model is not None else None
         self._begun = self.scorer.begin(self._plan, features, targets, self.image_ids, probe)
         self._seconds += time.perf_counter() - start
@@ -155,8 +189,11 @@ class InstanceJudge(Judge):
             return
         begun, self._begun = self._begun, None
         start = time.perf_counter()
-        contribution, of_all = self.scorer.finish(begun)
-        self.posterior.add_gathered(of_all, self.step, leave_out=self.is_young(of_all))
+        if isinstance(begun, Plan):
+            contribution = unscored(begun, self.scorer.heads)
+        else:
+            contribution, of_all = self.scorer.finish(begun)
+            self.posterior.add_gathered(of_all, self.step, leave_out=self.is_young(of_all))
         context = AcceptanceContext(
             class_group=self.class_groups,
             num_updates=self.scorer.cache.num_updates,
@@ -165,7 +202,9 @@ class InstanceJudge(Judge):
         )
         decision = self.policy.decide(contribution, context)
         self._seconds += time.perf_counter() - start
-        self.record(contribution, decision, self._seconds)
+        if not isinstance(begun, Plan):
+            self._scored_seconds = self._seconds
+        self.record(contribution, decision, self._scored_seconds / self.period)
 
     @torch.no_grad()
     def _probe_batch(
@@ -191,7 +230,7 @@ class InstanceJudge(Judge):
         if decision.policy != AlwaysAccept.name:
             return super().helpful(contribution, decision)
         value = self._value(contribution)
-        return value > 0, value.isfinite()
+        return value > 0, value.isfinite() & (contribution.num_rois > 0)
 
     def is_young(self, contribution: Contribution) -> Tensor:
         """(N,) bool: whose score is not worth remembering, its class's direction being too new."""
@@ -210,3 +249,20 @@ class InstanceJudge(Judge):
         """``gal/cache_age``: mean number of steps since a pasted class's direction changed."""
         age = self.scorer.cache.steps_since_update[self.judged.contribution.gt_class]
         return {"gal/cache_age": age[age >= 0].float().mean().item()} if (age >= 0).any() else {}
+
+
+def unscored(plan: Plan, heads: Sequence[str]) -> Contribution:
+    """The pastes of a plan that nobody asked the heads about: no ROI, and no score."""
+    table = plan.table[plan.wanted]
+    nothing = torch.full((len(table),), torch.nan)
+    return Contribution(
+        pool_id=table.pool_id,
+        image_index=table.image,
+        gt_class=table.gt_class,
+        phi=nothing,
+        score=nothing,
+        head_score=dict.fromkeys(heads, nothing),
+        head_loss=dict.fromkeys(heads, nothing),
+        num_rois=torch.zeros_like(table.num_rois),
+        area=table.area,
+    )

@@ -37,7 +37,7 @@ class JudgedStep:
 
     Attributes:
         contribution, decision: of the same N instances.
-        seconds: spent on them.
+        seconds: spent on them; on average, where not every step is scored.
     """
 
     contribution: Contribution

@@ -132,9 +132,9 @@ def select(tally: Tally, belief: PoolBelief | None, seen: np.ndarray | None = No
         if row:
             by_category[category_id] = shown(mine[::-1][:row]), shown(mine[:row])
     return Selection(
-        shown(_varied(ascending[::-1], tally.category_id)),
-        shown(_varied(ascending, tally.category_id)),
-        shown(_varied(disputed, tally.category_id)),
+        shown(varied(ascending[::-1], tally.category_id)),
+        shown(varied(ascending, tally.category_id)),
+        shown(varied(disputed, tally.category_id)),
         by_category,
     )
 
@@ -162,8 +162,13 @@ def _pasted_most(tally: Tally) -> list[int]:
     return ids[np.argsort(-pasted, kind="stable")][:CATEGORIES].tolist()
 
 
-def _varied(order: np.ndarray, category_id: np.ndarray) -> list[int]:
-    """The first ``SHOWN`` rows, at most ``PER_CATEGORY`` of a category, where there are others."""
+def varied(order: np.ndarray, category_id: np.ndarray) -> list[int]:
+    """The first ``SHOWN`` rows, at most ``PER_CATEGORY`` of a category, where there are others.
+
+    Args:
+        order: (M,) int64, rows from the first on.
+        category_id: (N,) int64, of each row.
+    """
     seen: dict[int, int] = {}
     first, rest = [], []
     for row in order.tolist():

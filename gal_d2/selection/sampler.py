@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
+from gal_d2.datasets.statistics import image_counts
 from gal_d2.errors import UserError, some_of
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.draw import choose_from_best
@@ -88,12 +89,15 @@ class UniformClassSampler:
             return np.empty(0, dtype=np.int64)
         return self.draw_candidates(num, 1, rng)[:, 0]
 
+    def draw_categories(self, rows: int, rng: np.random.Generator) -> np.ndarray:
+        """(rows,) ids of categories, with replacement."""
+        return self.categories[rng.integers(len(self.categories), size=rows)]
+
     def draw_candidates(self, rows: int, num: int, rng: np.random.Generator) -> np.ndarray:
-        """(rows, num) int64 pool ids: a category for each row, then its cut-outs, all uniformly."""
-        categories = self.categories
+        """(rows, num) int64 pool ids: a category for each row, then its cut-outs uniformly."""
         pool_ids = np.empty((rows, num), dtype=np.int64)
-        for row, category in enumerate(rng.integers(len(categories), size=rows)):
-            of_category = self.pool.ids(int(categories[category]))
+        for row, category in enumerate(self.draw_categories(rows, rng)):
+            of_category = self.pool.ids(int(category))
             pool_ids[row] = of_category[rng.integers(len(of_category), size=num)]
         return pool_ids
 
@@ -109,7 +113,9 @@ class DrawRule:
     Attributes:
         candidates: K, how many are looked at, drawn uniformly.
         best: one of this many best of them is taken, uniformly.
-        temperature: factor on what is uncertain about them; 0: by the expected value.
+        temperature: factor on what is uncertain about them at the first step; 0: by the expected
+            value.
+        steps: of the training, over which the temperature falls to 0 linearly; None: it stays.
 
     Raises:
         UserError: a value makes no sense.
@@ -118,6 +124,7 @@ class DrawRule:
     candidates: int = 12
     best: int = 3
     temperature: float = 0.7
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -130,9 +137,20 @@ class DrawRule:
         if self.temperature < 0:
             raise UserError(f"GAL.POOL.TEMPERATURE is {self.temperature}: set it to 0 or more.")
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> DrawRule:
+        """The one of a training."""
+        node = cfg.GAL.POOL
+        return cls(node.CANDIDATES, node.BEST, node.TEMPERATURE, cfg.SOLVER.MAX_ITER)
+
+    def temperature_at(self, step: int) -> float:
+        """What is found out by trying serves the steps that are left: less and less is tried."""
+        left = 1.0 if self.steps is None else max(1 - step / self.steps, 0.0)
+        return self.temperature * left
+
 
 class PosteriorSampler(UniformClassSampler):
-    """Draws a category uniformly, then one of its cut-outs by what is known about them.
+    """Draws a category, rare ones more often, then one of its cut-outs by what is known about them.
 
     K candidates are drawn uniformly, each gets a value drawn from its posterior, and one of the
     best few is taken, uniformly. So what is probably good is pasted most, and all of it alike; what
@@ -142,6 +160,7 @@ class PosteriorSampler(UniformClassSampler):
         pool, category_ids: as for :class:`UniformClassSampler`.
         view: what is known, as it stood at the snapshot that the step sees.
         rule: see there.
+        weight: of each category, by its id; None: all the same.
     """
 
     def __init__(
@@ -150,7 +169,9 @@ class PosteriorSampler(UniformClassSampler):
         category_ids: Iterable[int],
         view: PosteriorView,
         rule: DrawRule | None = None,
+        weight: Mapping[int, float] | None = None,
     ) -> None:
+        self._weight = weight
         super().__init__(pool, category_ids)
         self.view = view
         self.rule = rule or DrawRule()
@@ -161,8 +182,20 @@ class PosteriorSampler(UniformClassSampler):
             return np.empty(0, dtype=np.int64)
         self.view.follow(step)
         pool_ids = self.draw_candidates(num, self.rule.candidates, rng)
-        values = self.view.draw_values(pool_ids, self.rule.temperature, rng)
+        values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
         return pool_ids[np.arange(num), choose_from_best(values, self.rule.best, rng)]
+
+    def draw_categories(self, rows: int, rng: np.random.Generator) -> np.ndarray:
+        categories = self.categories
+        return categories[np.searchsorted(self._ends, rng.random(rows), side="right")]
+
+    def _find_categories(self) -> None:
+        super()._find_categories()
+        weight = np.ones(len(self._categories))
+        if self._weight is not None:
+            weight[:] = [self._weight[category] for category in self._categories.tolist()]
+        # The last end is left out: no number below 1 lies beyond it, whatever is rounded.
+        self._ends = np.cumsum(weight / weight.sum())[:-1]
 
 
 @POOL_SAMPLER_REGISTRY.register()
@@ -175,16 +208,31 @@ def uniform_class(
 
 @POOL_SAMPLER_REGISTRY.register()
 def posterior(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> PosteriorSampler:
-    """Class uniform, then a cut-out by what training and auditions have found out so far."""
+    """A class, rare ones more often; then a cut-out by what has been found out so far."""
     if not cfg.GAL.SCORER.ENABLED or cfg.GAL.ACCEPT.UNIT != "instance":
         raise UserError(
             "GAL.POOL.SAMPLER is 'posterior', which draws by the scores of single instances: set "
             "GAL.SCORER.ENABLED to True and GAL.ACCEPT.UNIT to instance, or the sampler to "
             "uniform_class."
         )
-    node = cfg.GAL.POOL
-    rule = DrawRule(node.CANDIDATES, node.BEST, node.TEMPERATURE)
-    return PosteriorSampler(pool, category_ids, PosteriorView(Snapshots.from_config(cfg)), rule)
+    rule = DrawRule.from_config(cfg)
+    view = PosteriorView(Snapshots.from_config(cfg))
+    return PosteriorSampler(pool, category_ids, view, rule, category_weights(cfg))
+
+
+def category_weights(cfg: CfgNode) -> dict[int, float] | None:
+    """By ``GAL.POOL.CLASS_POWER``: of each category of the training set, by its id; None: alike.
+
+    Raises:
+        UserError: the power is below 0.
+    """
+    power = cfg.GAL.POOL.CLASS_POWER
+    if power < 0:
+        raise UserError(f"GAL.POOL.CLASS_POWER is {power}: set it to 0 or more.")
+    if power == 0:
+        return None
+    images = image_counts(cfg.DATASETS.TRAIN)
+    return {category: max(count, 1) ** -power for category, count in images.items()}
 
 
 def build_pool_sampler(

@@ -13,9 +13,10 @@ _NAMES = ("detectron2", "fvcore", "gal_d2")
 
 
 class ConsoleFilter(logging.Filter):
-    """Drops detectron2's listings and its line of metrics, and tracebacks of users' mistakes.
+    """Drops detectron2's listings, metrics and progress, and tracebacks of users' mistakes.
 
-    The progress bar shows the metrics, and the tool prints the mistake's sentence.
+    :mod:`gal_d2.engine.progress` shows the metrics and the progress, and the tool prints the
+    mistake's sentence.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -25,7 +26,7 @@ class ConsoleFilter(logging.Filter):
             return False
         if record.name.split(".")[0] == "gal_d2" or record.levelno >= logging.WARNING:
             return True
-        if record.name == "detectron2.utils.events":
+        if record.name in ("detectron2.utils.events", "detectron2.evaluation.evaluator"):
             return False
         return record.getMessage().count("\n") < _MOST_LINES
 

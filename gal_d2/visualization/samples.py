@@ -30,6 +30,7 @@ def training_sheet(
     class_names: Sequence[str],
     *,
     image_format: str,
+    title: str = "Training images: real instances blue, pasted cut-outs orange",
     columns: int = 6,
     scale: float = 1.5,
 ) -> np.ndarray:
@@ -39,6 +40,9 @@ def training_sheet(
         samples: outputs of the mapper.
         class_names: by class index.
         image_format: ``cfg.INPUT.FORMAT``.
+        title: above all.
+        columns: images per row.
+        scale: of the images.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -56,7 +60,6 @@ def training_sheet(
                 scale=scale,
             )
         )
-    title = "Training images: real instances blue, pasted cut-outs orange"
     return tile(pictures, columns=columns, title=title)
 
 

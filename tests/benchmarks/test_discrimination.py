@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import discrimination
 import numpy as np
 import pytest
-from discrimination import Run
-from separation import auc, spread
+from discrimination_results import Run, class_aucs, evidence_so_far, mean_auc
+from separation import acceptance, auc, spread
 
 
 @pytest.fixture
@@ -27,21 +26,21 @@ def columns():
 
 
 def test_auc_is_within_a_class_and_against_one_kind(columns):
-    aucs = discrimination.class_aucs(columns, "score", "wrong_object")
+    aucs = class_aucs(columns, "score", "wrong_object")
     assert aucs == {1: 0.5, 2: 0.5}
-    assert discrimination.mean_auc(columns, "score", "noise") == 1.0  # the second class has none
-    assert discrimination.class_aucs(columns, "-head_loss_mask", "noise")[1] == 1.0
-    assert np.isnan(discrimination.mean_auc(columns, "score", "misplaced_mask"))
+    assert mean_auc(columns, "score", "noise") == 1.0  # the second class has none
+    assert class_aucs(columns, "-head_loss_mask", "noise")[1] == 1.0
+    assert np.isnan(mean_auc(columns, "score", "misplaced_mask"))
 
 
 def test_ambiguous_ones_are_the_wrong_objects_of_ambiguous_categories(columns):
     columns["score"][7] = 0.3
-    aucs = discrimination.class_aucs(columns, "score", "ambiguous")
+    aucs = class_aucs(columns, "score", "ambiguous")
     assert np.isnan(aucs[1]) and aucs[2] == 1.0
 
 
 def test_shares_of_what_was_accepted(columns):
-    shares = discrimination.acceptance(columns)
+    shares = acceptance(columns)
     assert shares == pytest.approx(
         {
             "good accepted": 4 / 5,
@@ -53,12 +52,12 @@ def test_shares_of_what_was_accepted(columns):
 
 
 def test_evidence_so_far_includes_the_step_and_knows_the_area(columns):
-    found = discrimination.evidence_so_far(columns, "score")
+    found = evidence_so_far(columns, "score")
     assert np.isnan(found[5]) and np.isfinite(np.delete(found, 5)).all()
     assert found[0] == pytest.approx(-found[1]) and found[0] > 0  # above and below their mean
     assert found[3] > found[2]  # a good score that confirms an earlier one
     columns["area"] = np.array([1024.0, 1024, 10, 1024, 10, 10, 10, 10])
-    weak = discrimination.evidence_so_far(columns, "score")
+    weak = evidence_so_far(columns, "score")
     assert weak[0] == found[0] and abs(weak[2]) < abs(found[2])
 
 

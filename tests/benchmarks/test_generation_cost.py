@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,17 +10,14 @@ import numpy as np
 import pytest
 import torch
 from documents import END, begin
+from scripts import load_script
 
 from gal_d2.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def benchmark(repository: Path) -> ModuleType:
-    path = repository / "benchmarks" / "generation_cost.py"
-    spec = importlib.util.spec_from_file_location("generation_cost", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "benchmarks/generation_cost.py")
 
 
 def test_cost_is_proportional_to_time_and_to_what_is_dropped(benchmark: ModuleType) -> None:

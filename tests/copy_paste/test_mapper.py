@@ -446,19 +446,9 @@ class TestProbe:
                 found.add(seed)
         assert 2 < len(found) < 12  # not where class 0 was not pasted, or class 1 was drawn
 
-    def test_only_at_every_nth_step(self, pool, record, probe) -> None:
-        mapper = pasting(pool, probe=probe, probe_images=2, probe_period=3)
-        drawn = [
-            [len(run(mapper, {**record, "sample_step": step}, seed)["probe"]) for seed in range(9)]
-            for step in range(4)
-        ]
-        assert drawn[0] == drawn[3] and sum(drawn[0]) > 0
-        assert drawn[1] == drawn[2] == [0] * 9
-
-    @pytest.mark.parametrize("key", ["IMAGES", "PERIOD"])
-    def test_numbers_that_make_no_sense(self, pool, probe, key) -> None:
-        with pytest.raises(UserError, match=f"GAL.SCORER.PROBE.{key} is 0"):
-            pasting(pool, probe=probe, **{f"probe_{key.lower()}": 0})
+    def test_a_number_that_makes_no_sense(self, pool, probe) -> None:
+        with pytest.raises(UserError, match="GAL.SCORER.PROBE.IMAGES is 0"):
+            pasting(pool, probe=probe, probe_images=0)
 
 
 @pytest.mark.parametrize(
@@ -559,11 +549,11 @@ class TestFromConfig:
 
     def test_the_published_recipe_needs_unpasted_images_and_a_probe(self, cfg) -> None:
         cfg.GAL.SCORER.ENABLED, cfg.GAL.ACCEPT.UNIT = True, "batch"
-        cfg.GAL.SCORER.PROBE.IMAGES, cfg.GAL.SCORER.PROBE.PERIOD = 3, 2
+        cfg.GAL.SCORER.PROBE.IMAGES = 3
         records = load_instances("mapper_test")
         mapper = CopyPasteMapper(cfg, dataset_dicts=records, probe_dicts=records)
         assert mapper.return_unpasted and mapper.probe.classes.tolist() == [0, 2]
-        assert (mapper.probe_images, mapper.probe_period) == (3, 2)
+        assert mapper.probe_images == 3
         cfg.GAL.ACCEPT.UNIT = "instance"
         mapper = CopyPasteMapper(cfg, dataset_dicts=records)
         assert mapper.probe is None and not mapper.return_unpasted
@@ -571,12 +561,12 @@ class TestFromConfig:
     def test_every_key_arrives(self, cfg) -> None:
         keys = cfg.GAL.COPY_PASTE
         keys.MIN_PASTES, keys.MAX_PASTES, keys.BLEND = 1, 2, "feather"
-        keys.FEATHER_SIGMA, keys.MIN_SIZE, keys.MAX_RELATIVE_SIZE = 2.0, 5, 0.25
+        keys.MIN_SIZE, keys.MAX_RELATIVE_SIZE = 5, 0.25
         keys.ASPECT_JITTER, keys.FLIP_PROB = 0.1, 0.0
         keys.MIN_VISIBLE_AREA, keys.MAX_BOX_SHIFT = 50, 4
         cfg.INPUT.FORMAT = "RGB"
         mapper = CopyPasteMapper(cfg)
-        assert mapper.options == PasteOptions(1, 2, "feather", 2.0, 5, 0.25, 0.1, 0.0, 50, 4)
+        assert mapper.options == PasteOptions(1, 2, "feather", 5, 0.25, 0.1, 0.0, 50, 4)
         assert mapper.image_format == "RGB"
 
     def test_disabled_opens_no_pool(self, cfg) -> None:

@@ -14,7 +14,7 @@ from gal_d2.datasets import registration as datasets
 from gal_d2.datasets.annotation_file import read_annotation_file
 from gal_d2.datasets.annotation_json import DatasetNotFoundError
 from gal_d2.datasets.registration import register_instances
-from gal_d2.datasets.statistics import category_statistics, compute_statistics
+from gal_d2.datasets.statistics import category_statistics, compute_statistics, image_counts
 
 NAME = "test_statistics"
 
@@ -74,6 +74,10 @@ def assert_expected(found) -> None:
 class TestValues:
     def test_by_hand(self, json_file):
         assert_expected(category_statistics(NAME))
+
+    def test_images_of_each_category(self, json_file):
+        assert image_counts([NAME]) == {4: 2, 6: 0, 9: 1}
+        assert image_counts([NAME, NAME]) == {4: 4, 6: 0, 9: 2}
 
     @pytest.mark.parametrize("images", [CONTENT["images"], []])
     def test_no_instances(self, tmp_path, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from scored import scored
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gal_d2.config import add_gal_config
 from gal_d2.engine.key_figures import KeyFiguresHook
+from gal_d2.engine.key_pictures import KeyPicturesHook
 from gal_d2.engine.report_hook import ReportHook
+from gal_d2.engine.trainer import GALTrainer
 from gal_d2.engine.wandb_writer import WandbWriter
 from gal_d2.errors import UserError
 from gal_d2.selection.posterior import Posterior
@@ -50,7 +56,7 @@ def test_a_report_that_fails_is_a_warning(
 
 def test_key_figures_of_a_hundred_steps(tmp_path: Path):
     posterior = Posterior(1, prior_count=1.0)
-    judge = SimpleNamespace(judged=None, posterior=posterior)
+    judge = SimpleNamespace(judged=None, posterior=posterior, class_groups=torch.tensor([1]))
     hook = KeyFiguresHook(judge)
     hook.trainer = SimpleNamespace(iter=0, max_iter=150)
     with EventStorage() as storage:
@@ -68,13 +74,72 @@ def test_key_figures_of_a_hundred_steps(tmp_path: Path):
             if step == 99:
                 assert storage.latest()["gal/distinct"] == (5 / 200, 99)
                 assert storage.latest()["gal/audition_share"] == (200 / 400, 99)
+                assert storage.latest()["gal/pastes_c"] == (200.0, 99)
+                assert storage.latest()["gal/paste_share_r"] == (0.0, 99)
+                assert "gal/helpful" not in storage.latest()
                 assert "gal/separation" not in storage.latest()  # nothing is known yet
         assert storage.latest()["gal/distinct"] == (5 / 100, 149)  # the last fifty steps
         assert storage.latest()["gal/audition_share"] == (100 / 200, 149)
+        known = [step % 4 for step in range(100, 150) if step % 4]  # nothing is known of 0 and 7
+        expected = posterior.value(np.array(known)) > 0
+        assert storage.latest()["gal/helpful"] == (pytest.approx(expected.mean()), 149)
+        assert 0 < expected.mean() < 1
         value, step = storage.latest()["gal/separation"]
     belief = posterior.get(torch.tensor([1, 2, 3]))
     expected, unknown = np.var(belief.mean), np.mean(belief.std**2)
     assert step == 149 and value == pytest.approx(expected / (expected + unknown))
+
+
+def test_a_training_sends_figures_and_pictures_to_tensorboard(lvis_root, train, tmp_path):
+    options = (
+        *("OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "6", "GAL.SNAPSHOTS.PERIOD", "2"),
+        *("GAL.AUDITION.PERIOD", "2", "GAL.AUDITION.IMAGES", "1.0", "DATALOADER.NUM_WORKERS", "0"),
+        *("DATASETS.TEST", "('lvis_v1_val',)"),
+    )
+    trainer = train(lvis_root, "lvis_gal", *options)
+    events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
+    by_group = {f"gal/{name}_{g}" for name in ("pastes", "paste_share") for g in "rcf"}
+    figures = {"gal/distinct", "gal/audition_share", "gal/separation", "gal/helpful"}
+    assert by_group | figures | {"gal/accepted", "bbox/APr", "segm/APr"} <= set(scalars)
+    kinds = ("training_images", "auditions", "best_cut_outs", "worst_cut_outs")
+    assert set(pictures) == {f"gal/{name}" for name in kinds}
+    assert [event.step for event in events.Images("gal/training_images")] == list(range(6))
+    for name in pictures:
+        last = events.Images(name)[-1]
+        picture = np.asarray(Image.open(io.BytesIO(last.encoded_image_string)))
+        assert last.step == 5 and picture.std() > 10, name
+    share = sum(events.Scalars(f"gal/paste_share_{g}")[0].value for g in "rcf")
+    assert share == pytest.approx(1.0)
+    assert trainer.storage._vis_data == []
+
+
+def test_pictures_are_few_in_a_long_training():
+    sample = {"image": torch.zeros(3, 700, 64, dtype=torch.uint8), "instances": no_objects(700, 64)}
+    hook = KeyPicturesHook(["bun"], "RGB")
+    hook.trainer = SimpleNamespace(iter=0, max_iter=1001, last_batch=[sample] * 8)
+    with EventStorage() as storage:
+        for step in (0, 1, 48, 49, 50, 999, 1000):
+            hook.trainer.iter = storage.iter = step
+            hook.after_step()
+        drawn = storage._vis_data
+    assert [step for _, _, step in drawn] == [0, 49, 999, 1000]
+    name, picture, _ = drawn[0]
+    assert name == "gal/training_images" and picture.shape[0] == 3
+    assert picture.shape[1] < 400  # small however large the images are
+    hook.trainer.last_batch = [{"image": sample["image"], "instances": Instances((700, 64))}]
+    with EventStorage(1000) as storage:
+        hook.after_step()
+        assert storage._vis_data == []  # nothing to outline
+
+
+def no_objects(height: int, width: int) -> Instances:
+    return Instances(
+        (height, width),
+        gt_classes=torch.empty(0, dtype=torch.int64),
+        gt_masks=BitMasks(torch.empty(0, height, width, dtype=torch.bool)),
+        instance_source=torch.empty(0, dtype=torch.int64),
+    )
 
 
 def test_a_run_without_pastes_or_posterior_has_no_figures():
@@ -102,6 +167,11 @@ class FakeRun:
         self.is_finished = True
 
 
+class FakePicture:
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     started: list[FakeRun] = []
@@ -111,7 +181,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
         return started[-1]
 
     module = ModuleType("wandb")
-    module.init = init
+    module.init, module.Image = init, FakePicture
     monkeypatch.setitem(sys.modules, "wandb", module)
     return started
 
@@ -143,6 +213,26 @@ def test_weights_and_biases_gets_each_scalar_once(runs: list[FakeRun], tmp_path:
     assert run.is_finished
     assert run.arguments["project"] == "long-tail" and run.arguments["name"] == "run"
     assert run.arguments["config"]["GAL.WANDB"] == "long-tail" and run.arguments["id"] is None
+
+
+def test_weights_and_biases_gets_the_pictures_before_tensorboard_takes_them(
+    runs: list[FakeRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gal_d2.engine.trainer.DefaultTrainer.build_writers", lambda self: ["tb"])
+    trainer = GALTrainer.__new__(GALTrainer)
+    trainer.cfg = config(tmp_path)
+    picture = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(3, 3, 2)
+    writer, other = trainer.build_writers()
+    assert other == "tb"
+    with EventStorage() as storage:
+        storage.iter = 3
+        storage.put_image("gal/auditions", picture)
+        storage.put_scalar("loss", 2.0, smoothing_hint=False)
+        writer.write()
+        writer.write()
+    ((step, logged),) = runs[0].logged
+    assert step == 3 and logged.keys() == {"loss", "gal/auditions"}
+    assert np.array_equal(logged["gal/auditions"].pixels, picture.transpose(1, 2, 0))
 
 
 def test_a_resumed_run_goes_on_where_it_was(runs: list[FakeRun], tmp_path: Path):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from gal_d2.setup.launch import run_tool
 
@@ -23,9 +23,7 @@ def run_commands(repository: Path) -> int:
     commands = re.findall(r"^    (tools/.+)$", page(repository), re.MULTILINE)
     for command in commands:
         file, *arguments = shlex.split(command)
-        spec = importlib.util.spec_from_file_location(Path(file).stem, repository / file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(repository / file)
         assert not run_tool(module.main, module.parse_arguments(arguments))
     return len(commands)
 

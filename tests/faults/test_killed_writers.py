@@ -65,18 +65,25 @@ class Writer(ABC):
         """How many parts are there as a whole; asserts that nothing is there twice."""
 
 
-def all_ids(root: Path) -> list[int]:
-    """Pool ids in all shards, each as often as it is stored; all can be read."""
-    pool = InstancePool(root, allow_empty=True)
-    assert not pool.corrupt_shards
-    for pool_id in pool.all_ids():
-        pool.get(pool_id)
-    return [
-        int(i) for name in shard_names(root) for i in InstancePool(root, shards=[name]).all_ids()
-    ]
+class PoolOf(Writer):
+    """What is written is a pool, or something beside one."""
+
+    def ids(self) -> list[int]:
+        """Pool ids in all shards; all can be read, and none is stored twice."""
+        pool = InstancePool(self.folder, allow_empty=True)
+        assert not pool.corrupt_shards
+        for pool_id in pool.all_ids():
+            pool.get(pool_id)
+        shards = [InstancePool(self.folder, shards=[name]) for name in shard_names(self.folder)]
+        ids = [int(pool_id) for shard in shards for pool_id in shard.all_ids()]
+        assert len(ids) == len(set(ids))
+        return ids
+
+    def parts(self) -> list[object]:
+        return sorted(self.ids())
 
 
-class Pool(Writer):
+class Pool(PoolOf):
     """A shard of three cut-outs is a part."""
 
     def write(self) -> None:
@@ -90,16 +97,11 @@ class Pool(Writer):
                 writer.flush()
                 self.note(part)
 
-    def parts(self) -> list[object]:
-        return sorted(all_ids(self.folder))
-
     def num_committed(self) -> int:
-        ids = all_ids(self.folder)
-        assert len(ids) == len(set(ids))
-        return len(ids) // 3
+        return len(self.ids()) // 3
 
 
-class Generated(Writer):
+class Generated(PoolOf):
     """The pool and journal of a generation: a batch of five requests is a part."""
 
     def write(self) -> None:
@@ -112,12 +114,8 @@ class Generated(Writer):
                 pipeline.flush()
                 self.note(part)
 
-    def parts(self) -> list[object]:
-        return sorted(all_ids(self.folder))
-
     def num_committed(self) -> int:
-        ids = all_ids(self.folder)
-        assert len(ids) == len(set(ids))
+        ids = self.ids()
         journal = PoolStore(str(self.folder), "recipe").journal
         prompts = PromptBook([Category(3, "bun", "r", 1)])
         outcomes = [journal.find(prompts.request(3, index)) for index in range(5 * PARTS)]

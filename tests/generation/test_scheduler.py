@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import load_script
 
 from gal_d2.config import add_gal_config
 from gal_d2.datasets.annotation_file import Category
@@ -282,14 +281,8 @@ def cfg():
 def test_rare_categories_are_served_with_fewer_images(repository, monkeypatch):
     """Means over seeds, each a world of its own."""
     monkeypatch.syspath_prepend(repository / "benchmarks")  # where it finds its helpers
-    spec = importlib.util.spec_from_file_location(
-        "scheduling_benchmark", repository / "benchmarks" / "scheduling.py"
-    )
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = benchmark
-    spec.loader.exec_module(benchmark)
+    benchmark = load_script(repository / "benchmarks/scheduling.py")
     curves = benchmark.run(num_categories=60, num_images=1440, seeds=range(5))
-    del sys.modules[spec.name]
 
     def mean_draws(rule: str, which: int, target: int) -> float:
         return np.mean([benchmark.draws_until(c[which], target) for c in curves[rule]])

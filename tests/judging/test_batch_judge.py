@@ -185,17 +185,6 @@ def test_without_pastes_there_is_nothing_to_reject(config):
     assert len(judge.judged.contribution) == 0 and judge.metrics() == {}
 
 
-def test_between_two_probes_the_average_has_to_do(config):
-    cfg = config("GAL.SCORER.PROBE.PERIOD", "2")
-    judge = BatchJudge(cfg, make_model(cfg), seed=0)
-    first, second = make_batches(cfg, 2)
-    judge.start_step(0, first)
-    average = judge.cache.value.clone()
-    assert [len(sample["probe"]) for sample in second] == [0] * 4
-    judge.start_step(1, second)
-    assert torch.equal(judge.cache.value, average) and math.isfinite(judge.decision.cosine)
-
-
 def test_a_gradient_that_is_not_finite_is_named_and_left_out(config, caplog):
     cfg = config("GAL.ACCEPT.THRESHOLD", "2.0")
     judge = BatchJudge(cfg, make_model(cfg), seed=0)

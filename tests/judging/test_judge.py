@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -21,6 +24,7 @@ from gal_d2.judging.judge import JudgedStep
 from gal_d2.judging.judge_hook import decision_metrics
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
+from gal_d2.selection.ledger import Ledger
 from gal_d2.selection.policies import QuantileAccept
 from gal_d2.setup.configuration import load_config
 
@@ -192,6 +196,126 @@ def test_a_forward_outside_the_step_teaches_nothing(lvis_root, repository, monke
         losses = model(batch)  # after it
     assert torch.equal(judge.scorer.cache.count("box"), learnt) and judge.judged is judged
     assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("GAL.ACCEPT.POLICY", "quantile"), "PERIOD is 2, but with GAL.ACCEPT.POLICY 'quantile'"),
+        (("GAL.ACCEPT.POLICY", "random"), "PERIOD is 2, but with GAL.ACCEPT.POLICY 'random'"),
+        (("GAL.SCORER.TARGET", "probe"), "PERIOD is 2, but GAL.SCORER.TARGET is 'probe'"),
+        (
+            ("GAL.ACCEPT.UNIT", "batch", "GAL.ACCEPT.POLICY", "threshold"),
+            "PERIOD is 2, but GAL.ACCEPT.UNIT is 'batch', which decides",
+        ),
+        (("GAL.SCORER.PERIOD", "0"), "GAL.SCORER.PERIOD is 0: set it to 1 or more"),
+    ],
+)
+def test_a_period_where_decisions_wait_for_scores_is_refused(
+    lvis_root, repository, monkeypatch, tmp_path, options, message
+):
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", *options)
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    with pytest.raises(UserError, match=message):
+        GALTrainer.build_judge(cfg, build_model(cfg), seed=0)
+
+
+def test_between_scored_steps_the_judge_rests(lvis_root, repository, monkeypatch, tmp_path):
+    """No head is asked, nothing exchanged, nothing learnt; the ledger has the pastes."""
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "0")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    model, judge, batch = judged_model(cfg)
+    begin, begun = judge.scorer.begin, []
+
+    def noted(*inputs):  # what asks the heads, and exchanges
+        begun.append(judge.step)
+        return begin(*inputs)
+
+    monkeypatch.setattr(judge.scorer, "begin", noted)
+    judged, before = [], judge.scorer.state_dict()["cache"]["step"].clone()
+    for step in range(4):
+        judge.start_step(step, batch)
+        with EventStorage():
+            model(batch)
+        judge.finish_step()
+        judged.append(judge.judged)
+        assert int(judge.scorer.cache.state_dict()["step"] - before) == (step + 1) // 2
+        assert (len(judge.posterior) > 0) == (step > 0)
+    assert begun == [1, 3]
+    pasted = sum(sample["num_pasted"] for sample in batch)
+    for at_rest, scored_step in ((judged[0], judged[1]), (judged[2], judged[3])):
+        for name in ("pool_id", "image_index", "gt_class", "area"):
+            first, second = (getattr(j.contribution, name) for j in (at_rest, scored_step))
+            assert torch.equal(first, second)
+        assert at_rest.contribution.missing.all() and at_rest.contribution.num_rois.sum() == 0
+        assert at_rest.decision.accept.all()
+        # The scheduler of a generator is not told twice what one score said.
+        assert not judge.helpful(at_rest.contribution, at_rest.decision)[1].any()
+        assert judge.helpful(scored_step.contribution, scored_step.decision)[1].any()
+    judge.ledger.flush()
+    ledger = Ledger(tmp_path / "ledger")
+    assert len(list((tmp_path / "ledger").iterdir())) == 1  # the rows have one schema
+    by_step = ledger.aggregate(["step_bin"], step_bin=1).to_pylist()
+    assert [row["count"] for row in by_step] == [pasted] * 4
+    assert [row["scored"] > 0 for row in by_step] == [False, False, False, True]
+    losses = pa.concat_tables(ledger.tables(["head_loss_box"]))
+    known = losses.filter(losses["head_loss_box"].is_valid())
+    assert set(known["step"].to_pylist()) == {1, 3}
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_with_a_period_a_resumed_judge_goes_on_bit_for_bit(
+    lvis_root, repository, monkeypatch, tmp_path, start
+):
+    """From a checkpoint before a scored step or before a rest, whatever the first run did last."""
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "0")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    model, first, batch = judged_model(cfg)
+
+    def run(judge: InstanceJudge, steps: range) -> None:
+        model.roi_heads.judge = judge
+        for step in steps:
+            judge.start_step(step, batch)
+            with EventStorage():
+                model(batch)
+            judge.finish_step()
+
+    weights = copy.deepcopy(model.state_dict())
+    run(first, range(start))
+    first.ledger.flush()
+    checkpoint = copy.deepcopy(first.state_dict())
+    run(first, range(start, 4))
+    first.ledger.flush()
+    expected = pa.concat_tables(Ledger(tmp_path / "ledger").tables()).sort_by("step")
+
+    model.load_state_dict(weights)
+    second = GALTrainer.build_judge(cfg, model, seed=0)
+    second.load_state_dict(checkpoint)
+    second.resume(start)  # of the ledger it takes back what comes after the checkpoint
+    run(second, range(start, 4))
+    second.ledger.flush()
+    assert pa.concat_tables(Ledger(tmp_path / "ledger").tables()).sort_by("step").equals(expected)
+    states = [dict(leaves(judge.state_dict())) for judge in (first, second)]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 10
+    assert not [name for name in states[0] if not same(states[0][name], states[1][name])]
+
+
+def leaves(state: dict, name: str = "") -> Iterator[tuple[str, object]]:
+    """What nested dicts hold, by path."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{name}.{key}")
+        else:
+            yield f"{name}.{key}", value
+
+
+def same(first: object, second: object) -> bool:
+    """Bit for bit; what is not known is not known in both."""
+    if not isinstance(first, torch.Tensor):
+        return first == second
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(
+        first.nan_to_num(), second.nan_to_num()
+    )
 
 
 def test_scores_of_settled_classes_are_remembered_and_decided_on(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
+from serving import serving
 
 from gal_d2.pool.verdicts import VerdictFile
 from gal_d2.review.server import ReviewServer
@@ -49,17 +49,11 @@ KEYS = """
 def test_keys(pool, beliefs, tmp_path: Path):
     server = ReviewServer(ReviewSession(pool, beliefs, reviewer="ann"))
     server.page = server.page.replace("</body>", KEYS)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with serving(server):
         command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
         done = subprocess.run(
             [*command, server.address], capture_output=True, text=True, timeout=300
         )
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert '<pre id="end">' in done.stdout, done.stderr[-2000:]
     end = done.stdout.split('<pre id="end">')[1].split("</pre>")[0].split("|")
     first, second, third, again, fourth, after_x, after_c, after_ctrl = end[:8]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from serving import serving
 
 from gal_d2.errors import UserError
 from gal_d2.pool.verdicts import VerdictFile
@@ -36,12 +36,8 @@ class Examples:
 @pytest.fixture
 def server(pool, beliefs) -> Iterator[ReviewServer]:
     server = ReviewServer(ReviewSession(pool, beliefs, reviewer="ann"), Examples())
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 def request(server: ReviewServer, path: str, content: object = None, **headers: str) -> tuple:

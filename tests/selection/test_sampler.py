@@ -150,6 +150,31 @@ def test_what_is_uncertain_has_its_chance(tmp_path: Path) -> None:
     assert 0.28 < share(0.7) < share(2.0) < 0.5
 
 
+def test_less_and_less_is_tried(tmp_path: Path) -> None:
+    rule = DrawRule(2, 1, 2.0, steps=40)
+    assert [rule.temperature_at(step) for step in (0, 10, 40, 50)] == [2.0, 1.5, 0.0, 0.0]
+    assert DrawRule(2, 1, 2.0).temperature_at(1000) == 2.0
+    fill(tmp_path / "pool", {3: 2})
+    pool = InstancePool(tmp_path / "pool")
+    ids = pool.ids(3)
+    view = view_of(tmp_path, ids[:1], [0.5], weight=1e6)  # nothing is known of the other one
+    assert shares(PosteriorSampler(pool, [3], view, rule), ids[1:], 20)[0] > 0.28
+    at_its_end = PosteriorSampler(pool, [3], view, DrawRule(2, 1, 2.0, steps=20))
+    assert shares(at_its_end, ids[1:], 20)[0] == pytest.approx(0.25, abs=0.015)
+
+
+def test_rare_classes_are_drawn_more_often(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", {3: 2, 5: 1, 9: 1})
+    pool = InstancePool(tmp_path / "pool")
+    view = view_of(tmp_path, pool.ids(3), [0.0, 0.0], weight=1.0)
+    sampler = PosteriorSampler(pool, [3, 5, 7], view, weight={3: 0.25, 5: 0.75, 7: 5.0})
+    by_class = [shares(sampler, pool.ids(c), 20).sum() for c in (3, 5, 9)]
+    assert by_class == pytest.approx([0.25, 0.75, 0.0], abs=0.015)
+    fill(tmp_path / "pool", {7: 1})  # the pool grows by a class
+    pool.refresh()
+    assert shares(sampler, pool.ids(7), 20) == pytest.approx([5 / 6], abs=0.015)
+
+
 def test_posterior_draws_are_a_function_of_generator_and_step(tmp_path: Path) -> None:
     fill(tmp_path / "pool", {1: 5, 2: 5})
     pool = InstancePool(tmp_path / "pool")
@@ -187,6 +212,10 @@ def test_the_posterior_needs_scores_of_single_instances(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="GAL.SCORER.ENABLED to True"):
         build_pool_sampler(cfg, pool, [1])
     cfg.GAL.SCORER.ENABLED = True
+    cfg.GAL.POOL.CLASS_POWER = -1.0
+    with pytest.raises(UserError, match="CLASS_POWER is -1.0"):
+        build_pool_sampler(cfg, pool, [1])
+    cfg.GAL.POOL.CLASS_POWER = 0.0
     assert isinstance(build_pool_sampler(cfg, pool, [1]), PosteriorSampler)
     cfg.GAL.ACCEPT.UNIT = "batch"
     with pytest.raises(UserError, match="GAL.ACCEPT.UNIT to instance"):

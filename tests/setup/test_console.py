@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from gal_d2.engine.progress import ProgressHook, duration
+from gal_d2.engine.progress import EvaluationLoader, ProgressHook, duration
 from gal_d2.errors import UserError
 from gal_d2.setup.console import ConsoleFilter, quiet_console
 from gal_d2.setup.summary import end_summary
@@ -75,6 +76,29 @@ def test_progress_has_loss_rate_and_eta_from_the_first_step(caplog, monkeypatch)
     lines = [entry.getMessage() for entry in caplog.records]
     assert lines[0] == "Step 5 of 50: loss: 0.400, lr: 0.002, 3.00 s a step, ETA 2 min 15 s"
     assert [int(line.split()[1]) for line in lines] == [5, 6, 9, 14, 24, 44]
+
+
+def test_an_evaluation_shows_its_progress_in_the_same_form(caplog, monkeypatch) -> None:
+    monkeypatch.setattr("gal_d2.engine.progress.sys.stderr", SimpleNamespace(isatty=lambda: False))
+    monkeypatch.setattr("gal_d2.engine.progress.time.perf_counter", iter(range(0, 999, 3)).__next__)
+    batches = [[{"image_id": number}] for number in range(45)]
+    loader = EvaluationLoader(batches, "val")
+    with caplog.at_level(logging.INFO, "gal_d2.engine.progress"):
+        assert list(loader) == batches and len(loader) == 45
+    lines = [entry.getMessage() for entry in caplog.records]
+    assert lines[0] == "Evaluation on val, batch 1 of 45: 3.00 s a batch, ETA 2 min 12 s"
+    assert [int(line.split()[4]) for line in lines] == [1, 2, 5, 10, 20, 40]
+
+
+def test_on_a_terminal_there_is_a_bar_that_ends_with_the_evaluation(monkeypatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("gal_d2.engine.progress.sys.stderr", terminal)
+    batches = iter(EvaluationLoader([[{}], [{}], [{}]], "val"))
+    next(batches)
+    batches.close()  # the model failed
+    assert "Evaluation on val:" in terminal.getvalue() and "/3" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")  # cleared: the log goes on below
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 import yaml
 from scored import scored
+from scripts import load_script
 
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.ledger_writer import LedgerWriter
@@ -19,10 +19,7 @@ from gal_d2.selection.ledger_writer import LedgerWriter
 
 @pytest.fixture(scope="module")
 def demo(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", repository / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools/demo.py")
 
 
 def test_the_share_of_good_ones_is_that_of_the_last_quarter(demo, tmp_path) -> None:

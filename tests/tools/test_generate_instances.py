@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from gal_d2.pool.check import check_shard
 from gal_d2.pool.instance_pool import InstancePool
@@ -33,11 +33,7 @@ CATEGORIES = [
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    path = repository / "tools" / "generate_instances.py"
-    spec = importlib.util.spec_from_file_location("generate_instances", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools/generate_instances.py")
 
 
 @pytest.fixture(autouse=True)

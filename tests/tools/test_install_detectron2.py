@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("uv") is None, reason="uv is not installed: detectron2 was there"
@@ -20,12 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def tool(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "install_detectron2", repository / "tools" / "install_detectron2.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools/install_detectron2.py")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from scripts import load_script
 from small_model import FROM_SCRATCH, SMALL_MODEL
 from small_offline import build_model, configure
 
@@ -39,10 +39,7 @@ class Workplace:
 
     def call(self, tool: str, *arguments: str) -> None:
         """Run a tool's ``main`` in this process."""
-        path = self.repository / "tools" / f"{tool}.py"
-        spec = importlib.util.spec_from_file_location(tool, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(self.repository / f"tools/{tool}.py")
         module.main(module.parse_arguments(list(arguments)))
 
     def with_config(self, tool: str, *arguments: str, weights: bool = False) -> None:

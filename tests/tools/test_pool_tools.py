@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
@@ -23,9 +23,7 @@ Tool = Callable[[list[str]], int]
 
 
 def load(repository: Path, name: str) -> Tool:
-    spec = importlib.util.spec_from_file_location(name, repository / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / f"tools/{name}.py")
 
     def call(arguments: list[str]) -> int:
         try:

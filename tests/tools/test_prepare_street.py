@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from scripts import load_script
 from skimage import data
 
 from gal_d2.errors import UserError
@@ -21,12 +21,7 @@ LABELS = ["null"] + [label for c in CATEGORIES for label in c.labels]
 
 @pytest.fixture(scope="module")
 def tool(repository: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "prepare_street", repository / "tools/prepare_street.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tools/prepare_street.py")
 
 
 @pytest.fixture(scope="module")

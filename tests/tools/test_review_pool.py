@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import json
 import re
 import signal
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from scored import scored
+from scripts import load_script
 
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
@@ -41,10 +41,7 @@ def pool(tmp_path: Path) -> InstancePool:
 
 
 def arguments(repository: Path, *given: object) -> tuple:
-    path = repository / "tools/review_pool.py"
-    spec = importlib.util.spec_from_file_location("review_pool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "tools/review_pool.py")
     return module, module.parse_arguments([str(value) for value in given])
 
 
