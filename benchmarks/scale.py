@@ -11,9 +11,10 @@ OUTPUT/scale.jsonl and not measured again. With two sizes, the table says with w
 size time and memory grow. Times are CPU seconds, memory is what the step adds to the resident set
 at its peak.
 
-- index (size: cut-outs of a pool): building it, letting it grow, look-ups; benchmarks/pool.py opens
-  files.
+- index (size: cut-outs of a pool): building it, letting it grow, look-ups.
+- files (size: cut-outs of a pool): opening its files; benchmarks/pool.py reads cut-outs, too.
 - posterior (size: cut-outs): updating it, a step's draws, snapshots, a checkpoint.
+- directions (size: classes): the averages that scores are taken from: update, use, checkpoint.
 - ledger (size: rows): appending, and the queries that ranking and filtering make.
 - annotations (size: images): parsing and checking LVIS's JSON, starting again from what was kept of
   it, statistics, repeat factors, and the memory of 8 ranks with 8 loader workers each.
@@ -35,9 +36,10 @@ import gal_d2  # noqa: F401  # isort: skip  (first: prepares for detectron2)
 import torch
 from documents import check_document, markdown_table, replace_tables
 from scale_annotations import CATEGORIES, measure_annotations
+from scale_directions import measure_directions
+from scale_pool import CANDIDATES, PASTES, measure_files, measure_index
 from scale_steps import Steps
 
-from gal_d2.pool.index import PoolIndex
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.draw import choose_from_best
@@ -50,11 +52,12 @@ from gal_d2.selection.snapshots import KEYFRAME, Snapshots
 from gal_d2.setup.launch import run_tool
 
 COMMAND = "benchmarks/scale.py"
-PASTES = 152  # of a step: 16 images x 9.5
-CANDIDATES, BEST = 12, 3
+BEST = 3
 SIZES = {
     "index": (1_200_000, 12_000_000),
+    "files": (120_000, 1_200_000),
     "posterior": (120_000, 1_200_000),
+    "directions": (120, 1203),
     "ledger": (2_700_000, 27_000_000),
     "annotations": (10_000, 100_000),
 }
@@ -75,29 +78,6 @@ def contribution(ids: np.ndarray, rng: np.random.Generator) -> Contribution:
         num_rois=torch.ones(number, dtype=torch.int64),
         area=torch.full((number,), 900.0),
     )
-
-
-def measure_index(size: int, folder: Path, steps: Steps) -> None:
-    """The index alone: what opening a pool and taking in new shards compute."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(1 << 62, size=size)
-    shard, row = np.divmod(np.arange(size), 8192)
-    index = steps.time("built", lambda: PoolIndex(ids, ids % CATEGORIES, shard, row))
-    new = rng.integers(1 << 62, size=1600)  # 16 images at each of 100 steps
-
-    def grow() -> PoolIndex:
-        return PoolIndex(
-            np.concatenate([index.ids, new]),
-            np.concatenate([index.categories[index.category_index], new % CATEGORIES]),
-            np.concatenate([index.shard, np.full(len(new), shard[-1] + 1)]),
-            np.concatenate([index.row, np.arange(len(new))]),
-        )
-
-    steps.time("with the new cut-outs of 100 steps", grow)
-    wanted = rng.choice(ids, PASTES * CANDIDATES)
-    steps.time("look-up of a step's candidates", lambda: index.find_many(wanted), 50)
-    of_step = rng.integers(CATEGORIES, size=PASTES).tolist()
-    steps.time("ids of a step's categories", lambda: [index.ids_of(c) for c in of_step], 50)
 
 
 def measure_posterior(size: int, folder: Path, steps: Steps) -> None:
@@ -168,7 +148,9 @@ def measure_ledger(size: int, folder: Path, steps: Steps) -> None:
 
 PIECES = {
     "index": measure_index,
+    "files": measure_files,
     "posterior": measure_posterior,
+    "directions": measure_directions,
     "ledger": measure_ledger,
     "annotations": measure_annotations,
 }

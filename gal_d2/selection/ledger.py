@@ -18,6 +18,7 @@ from gal_d2.errors import UserError
 from gal_d2.selection.ledger_names import ids_of_now
 from gal_d2.selection.ledger_shards import DAMAGE, Shard, list_shards, read_shard
 from gal_d2.selection.ledger_sums import finish_sums, merge_sums, partial_sums
+from gal_d2.selection.ledger_sums_by_id import SumsById, is_by_id
 
 logger = logging.getLogger(__name__)
 
@@ -149,23 +150,35 @@ class Ledger:
         means = [name for name in self.columns if re.match(r"(phi$|head_(score|loss)_)", name)]
         flags = ["accept", "undecided"]
         wanted = [*keys, *means, *flags, "score"]
+        by_id = SumsById(keys, flags, ["score", *means]) if is_by_id(keys) else None
         partials: list[pa.Table] = []
+        is_empty = True
         for table in self.tables(
             [name for name in wanted if name != "step_bin"],
             first_step=first_step,
             last_step=last_step,
             category_id=category_id,
         ):
-            partials.append(partial_sums(table, keys, step_bin, flags, ["score", *means]))
+            is_empty = False
+            if by_id is None:
+                partial = partial_sums(table, keys, step_bin, flags, ["score", *means])
+            else:
+                partial = by_id.add(table)
+            if partial is None:
+                continue
+            partials.append(partial)
             # Not before the new ones outnumber the merged ones: no row is merged again and again.
             if sum(part.num_rows for part in partials[1:]) > max(_MERGE_ROWS, partials[0].num_rows):
                 partials = [merge_sums(partials, keys)]
-        if not partials:
+        if is_empty:
             raise UserError(
                 f"The ledger {self.root} holds nothing between the steps {first_step} and "
                 f"{last_step}: choose another range."
             )
-        return finish_sums(merge_sums(partials, keys), keys, means)
+        if by_id is not None:
+            partials.append(by_id.sums())
+        sums = merge_sums(partials, keys) if len(partials) > 1 else partials[0]
+        return finish_sums(sums, keys, means)
 
     def by_instance(self, **rows: int | None) -> pa.Table:
         """One row a cut-out of the pool (``pool_id``) and class that it was pasted as.

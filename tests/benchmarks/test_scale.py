@@ -9,12 +9,19 @@ import pytest
 import scale
 import scale_annotations
 
-SIZES = ("on disk", "loader keeps", "ranks x")  # in the names of what takes no time
+SIZES = ("on disk", "in memory", "loader keeps", "ranks x")  # in the names of what takes no time
 
 
 @pytest.mark.parametrize(
     ("piece", "size"),
-    [("index", 1000), ("posterior", 5000), ("ledger", 200_000), ("annotations", 50)],
+    [
+        ("index", 1000),
+        ("files", 2000),
+        ("posterior", 5000),
+        ("directions", 20),
+        ("ledger", 200_000),
+        ("annotations", 50),
+    ],
 )
 def test_every_step_of_a_piece_is_measured(
     piece: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

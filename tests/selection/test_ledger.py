@@ -358,6 +358,42 @@ def test_merging_partial_aggregates_changes_nothing(example, monkeypatch):
     assert Ledger(example).by_category().equals(expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_by_cut_out_are_those_of_any_groups(tmp_path, seed):
+    """Also where a cut-out was pasted as several classes, and where scores or heads are missing."""
+    rng = np.random.default_rng(seed)
+    with writer(tmp_path) as ledger:
+        for step in range(40):
+            pool_ids = rng.integers(-1, 30, size=25)
+            classes = np.where(rng.random(25) < 0.1, rng.integers(3, size=25), pool_ids % 3)
+            scores = np.where(rng.random(25) < 0.2, NAN, rng.normal(size=25))
+            accepted = (rng.random(25) < 0.5).tolist()
+            heads = ("mask",) if step < 8 else ("box", "mask")
+            batch = rows(
+                *(pool_ids.tolist(), classes.tolist(), scores.tolist(), accepted), heads=heads
+            )
+            ledger.append(step, *batch, image_ids=[1, 2])
+            if rng.random() < 0.3:
+                ledger.flush()
+    ledger = Ledger(tmp_path)
+    keys = ["pool_id", "gt_class", "category_id"]
+    for rows_of in ({}, {"category_id": 20}, {"first_step": 3, "last_step": 20}):
+        plain = ledger.aggregate(["gt_class", "pool_id", "category_id"], **rows_of)
+        plain = plain.sort_by([(key, "ascending") for key in keys])
+        by_id = ledger.aggregate(keys, **rows_of)
+        assert by_id.schema.equals(plain.select(by_id.column_names).schema)
+        assert by_id.num_rows > 10
+        for name in by_id.column_names:
+            assert by_id[name].null_count == plain[name].null_count
+            np.testing.assert_allclose(
+                by_id[name].to_numpy(), plain[name].to_numpy(), rtol=1e-12, atol=1e-12
+            )
+    alone = ledger.aggregate(["pool_id"])
+    counts = ledger.aggregate(keys).group_by("pool_id", use_threads=False)
+    counts = counts.aggregate([("count", "sum")]).sort_by("pool_id")
+    assert alone["count"].to_pylist() == counts["count_sum"].to_pylist()
+
+
 @pytest.mark.parametrize("bad", [[], ["colour"]])
 def test_unknown_groups(example, bad):
     with pytest.raises(ValueError, match="name some of accept, area, category_id"):
