@@ -32,6 +32,7 @@ from gal_d2.copy_paste.mapper import CopyPasteMapper
 from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.real_instances import RealInstances
 from gal_d2.copy_paste.stream import seeded
+from gal_d2.generation.stored_size import needed, reduced
 from gal_d2.pool.cut_out import CutOutSource
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.writer import PoolWriter
@@ -81,8 +82,17 @@ def write_scenes(folder: Path, count: int, rng: np.random.Generator) -> list[dic
     return records
 
 
-def write_pool(root: Path, side: int, rng: np.random.Generator) -> InstancePool:
-    """A pool of 8 cut-outs for each class, whose longer side is ``side`` pixels."""
+def write_pool(
+    root: Path, side: int, rng: np.random.Generator, largest: np.ndarray | None = None
+) -> InstancePool:
+    """A pool of 8 cut-outs for each class, whose longer side is ``side`` pixels.
+
+    Args:
+        root: its folder.
+        side: see above.
+        rng: source of randomness.
+        largest: (C,) what a class's cut-outs are reduced to, as generated ones are; None: not.
+    """
     photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
     with PoolWriter(root) as writer:
         for number in range(NUM_CLASSES * 8):
@@ -97,6 +107,8 @@ def write_pool(root: Path, side: int, rng: np.random.Generator) -> InstancePool:
             y = rng.integers(0, photograph.shape[0] - height, endpoint=True)
             x = rng.integers(0, photograph.shape[1] - width, endpoint=True)
             rgba = np.dstack((photograph[y : y + height, x : x + width], alpha))
+            if largest is not None:
+                rgba = reduced(rgba, largest[number % NUM_CLASSES])
             writer.add(number % NUM_CLASSES, rgba, source=CutOutSource("benchmark", seed=number))
     return InstancePool(root)
 
@@ -147,11 +159,17 @@ def main() -> None:
         help="sqrt(relative area) of the classes, uniform in this range (the deviation is 0.7 of "
         "it): an assumption about the data",
     )
+    parser.add_argument(
+        "--reduced",
+        action="store_true",
+        help="cut-outs are stored no larger than their class is pasted, as generated ones are",
+    )
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    augmentations = build_augmentations(build_config(arguments.size))
+    config = build_config(arguments.size)
+    augmentations = build_augmentations(config)
     scale_mean = rng.uniform(*arguments.mean_scale, NUM_CLASSES)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -161,7 +179,12 @@ def main() -> None:
             f"{'ratio':>6}"
         )
         for side in arguments.cutout_sides:
-            pool = write_pool(folder / f"pool{side}", side, rng)
+            largest = None
+            if arguments.reduced:
+                region = arguments.size
+                sides = config.GAL.DATA.LSJ.MAX_SCALE * region, region
+                largest = needed(scale_mean, 0.7 * scale_mean, *sides, PasteOptions())
+            pool = write_pool(folder / f"pool{side}", side, rng, largest)
             common = {
                 "augmentations": augmentations,
                 "pool": pool,

@@ -34,6 +34,7 @@ from gal_d2.generation.options import generation_recipe
 from gal_d2.generation.prompts import PromptBook
 from gal_d2.generation.ray_pipeline import RayRunner
 from gal_d2.generation.store import PoolStore
+from gal_d2.generation.stored_size import largest_pastes
 from gal_d2.generation.work import WorkUnit, plan_work
 from gal_d2.setup.configuration import load_config
 from gal_d2.visualization.pool_sheet import write_pool_sheets
@@ -160,7 +161,7 @@ def on_ray(
         return
     with RayRunner(
         functools.partial(build_generator, cfg, categories),
-        functools.partial(build_cutter, cfg, categories),
+        functools.partial(build_cutter, cfg, categories, largest=largest_pastes(cfg)),
         address=arguments.ray,
         generators=arguments.ray_generators,
         cutters=arguments.ray_cutters,

@@ -30,6 +30,7 @@ from gal_d2.generation.stable_diffusion import (
     model_label,
 )
 from gal_d2.generation.store import PoolStore
+from gal_d2.generation.stored_size import largest_pastes
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
 GENERATOR_REGISTRY.__doc__ = """
@@ -177,7 +178,9 @@ def build_pipeline(
         UserError: an option is wrong, a model is missing, or the pool cannot be written to.
     """
     generator = build_generator(cfg, categories)
-    cutter = build_cutter(cfg, categories, draws_alpha=draws_alpha(generator))
+    cutter = build_cutter(
+        cfg, categories, draws_alpha=draws_alpha(generator), largest=largest_pastes(cfg)
+    )
     return InstancePipeline(generator, cutter, store or build_store(cfg, categories))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from detectron2.config import CfgNode
 
@@ -132,7 +132,11 @@ def build_vision_language_filter(cfg: CfgNode) -> VisionLanguageFilter:
 
 
 def build_cutter(
-    cfg: CfgNode, categories: Sequence[Category], *, draws_alpha: bool = False
+    cfg: CfgNode,
+    categories: Sequence[Category],
+    *,
+    draws_alpha: bool = False,
+    largest: Mapping[int, float] | None = None,
 ) -> InstanceCutter:
     """Segmenters and filters.
 
@@ -140,6 +144,8 @@ def build_cutter(
         cfg: the whole config.
         categories: of the data set.
         draws_alpha: the generator cuts out by itself, so no segmenter is loaded.
+        largest: of :func:`~gal_d2.generation.stored_size.largest_pastes`, which needs the training
+            set's annotations: not every machine has them.
 
     Raises:
         UserError: one is unknown, or a model cannot be loaded.
@@ -157,4 +163,5 @@ def build_cutter(
         segmenters,
         build_filters(cfg, categories, clip),
         similarity=clip,
+        largest=largest,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Protocol
@@ -19,6 +19,7 @@ from gal_d2.generation.generator import (
     prompt_origin,
 )
 from gal_d2.generation.prompts import PHOTO_TEMPLATE
+from gal_d2.generation.stored_size import reduced
 from gal_d2.pool.cut_out import CutOutSource, encode_rgba
 from gal_d2.pool.usable import BLANK, FOREGROUND_ALPHA, is_one_color, problem_of
 
@@ -82,6 +83,8 @@ class InstanceCutter:
         filters: in this order; what one has dropped, the next ones do not see.
         similarity: compares cut-outs with names; needed for more than one segmenter.
         threshold: alpha (1 .. 255) from which on a soft mask counts as object.
+        largest: by category id, sqrt of the foreground pixels from which on a cut-out is reduced
+            (:mod:`gal_d2.generation.stored_size`); others, and finished ones, stay as they are.
     """
 
     def __init__(
@@ -91,12 +94,14 @@ class InstanceCutter:
         *,
         similarity: TextSimilarity | None = None,
         threshold: int = FOREGROUND_ALPHA,
+        largest: Mapping[int, float] | None = None,
     ) -> None:
         if len(segmenters) > 1 and similarity is None:
             raise ValueError("to choose between several segmenters, a text similarity is needed")
         self.segmenters = list(segmenters)
         self.filters = list(filters)
         self.threshold = threshold
+        self.largest = largest or {}
         self._similarity = similarity
         self._warned_of_blank = False
 
@@ -126,7 +131,7 @@ class InstanceCutter:
             group = list(members)
             dropped = self._filter([alive[k] for k in group])
             for k, reason in zip(group, dropped, strict=True):
-                results[k] = _finish(alive[k], reason)
+                results[k] = self._finish(alive[k], reason)
         return results
 
     def _without_contrast(self, images: Sequence[GeneratedImage]) -> list[str]:
@@ -208,6 +213,20 @@ class InstanceCutter:
                     reasons[k] = check.name
         return reasons
 
+    def _finish(self, candidate: Candidate, reason: str) -> CheckedImage:
+        request, source = candidate.image.request, candidate.image.source
+        scores = {name: score for name, score in candidate.scores.items() if math.isfinite(score)}
+        if reason:
+            return CheckedImage(request, source, reason=reason, scores=scores)
+        if not source.origin:
+            source = replace(source, origin=prompt_origin(request))
+        rgba = candidate.rgba
+        if not candidate.image.finished:
+            rgba = reduced(rgba, self.largest.get(request.category_id, math.inf))
+        return CheckedImage(
+            request, source, encode_rgba(rgba), *rgba.shape[:2], reason="", scores=scores
+        )
+
 
 def _as_drawn(image: GeneratedImage) -> Candidate | None:
     """The cut-out of an image that came with its alpha channel."""
@@ -219,16 +238,3 @@ def _as_drawn(image: GeneratedImage) -> Candidate | None:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         rgba = rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return Candidate(image, mask, np.ascontiguousarray(rgba))
-
-
-def _finish(candidate: Candidate, reason: str) -> CheckedImage:
-    request, source = candidate.image.request, candidate.image.source
-    scores = {name: score for name, score in candidate.scores.items() if math.isfinite(score)}
-    if reason:
-        return CheckedImage(request, source, reason=reason, scores=scores)
-    if not source.origin:
-        source = replace(source, origin=prompt_origin(request))
-    encoded = encode_rgba(candidate.rgba)
-    return CheckedImage(
-        request, source, encoded, *candidate.rgba.shape[:2], reason="", scores=scores
-    )

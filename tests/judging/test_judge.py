@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pyarrow as pa
@@ -259,6 +261,61 @@ def test_between_scored_steps_the_judge_rests(lvis_root, repository, monkeypatch
     losses = pa.concat_tables(ledger.tables(["head_loss_box"]))
     known = losses.filter(losses["head_loss_box"].is_valid())
     assert set(known["step"].to_pylist()) == {1, 3}
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_with_a_period_a_resumed_judge_goes_on_bit_for_bit(
+    lvis_root, repository, monkeypatch, tmp_path, start
+):
+    """From a checkpoint before a scored step or before a rest, whatever the first run did last."""
+    options = (*SMALL, "GAL.SCORER.PERIOD", "2", "GAL.ACCEPT.WARM_UP.MIN_AGE", "0")
+    cfg = small_config(lvis_root, repository, monkeypatch, tmp_path, *options)
+    model, first, batch = judged_model(cfg)
+
+    def run(judge: InstanceJudge, steps: range) -> None:
+        model.roi_heads.judge = judge
+        for step in steps:
+            judge.start_step(step, batch)
+            with EventStorage():
+                model(batch)
+            judge.finish_step()
+
+    weights = copy.deepcopy(model.state_dict())
+    run(first, range(start))
+    first.ledger.flush()
+    checkpoint = copy.deepcopy(first.state_dict())
+    run(first, range(start, 4))
+    first.ledger.flush()
+    expected = pa.concat_tables(Ledger(tmp_path / "ledger").tables()).sort_by("step")
+
+    model.load_state_dict(weights)
+    second = GALTrainer.build_judge(cfg, model, seed=0)
+    second.load_state_dict(checkpoint)
+    second.resume(start)  # of the ledger it takes back what comes after the checkpoint
+    run(second, range(start, 4))
+    second.ledger.flush()
+    assert pa.concat_tables(Ledger(tmp_path / "ledger").tables()).sort_by("step").equals(expected)
+    states = [dict(leaves(judge.state_dict())) for judge in (first, second)]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 10
+    assert not [name for name in states[0] if not same(states[0][name], states[1][name])]
+
+
+def leaves(state: dict, name: str = "") -> Iterator[tuple[str, object]]:
+    """What nested dicts hold, by path."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{name}.{key}")
+        else:
+            yield f"{name}.{key}", value
+
+
+def same(first: object, second: object) -> bool:
+    """Bit for bit; what is not known is not known in both."""
+    if not isinstance(first, torch.Tensor):
+        return first == second
+    return torch.equal(first.isnan(), second.isnan()) and torch.equal(
+        first.nan_to_num(), second.nan_to_num()
+    )
 
 
 def test_scores_of_settled_classes_are_remembered_and_decided_on(
