@@ -33,6 +33,7 @@ class KeyFiguresHook(HookBase):
         self.judge = judge
         self._pasted: list[np.ndarray] = []
         self._groups = np.zeros(len(GROUPS), np.int64)  # pastes by frequency group
+        self._scored = 0  # of the pastes, where not every step is scored
         self._auditions = 0.0
 
     def after_step(self) -> None:
@@ -42,6 +43,7 @@ class KeyFiguresHook(HookBase):
             contribution = self.judge.judged.contribution
             is_pasted = contribution.pool_id >= 0
             self._pasted.append(contribution.pool_id[is_pasted].cpu().numpy())
+            self._scored += int((is_pasted & (contribution.num_rois > 0)).sum())
             group = self.judge.class_groups[contribution.gt_class[is_pasted].cpu()]
             self._groups += np.bincount(group.numpy(), minlength=len(GROUPS))
         count, when = storage.latest().get("gal/auditions", (0.0, -1))
@@ -51,7 +53,7 @@ class KeyFiguresHook(HookBase):
             figures = self._figures()
             if figures:
                 storage.put_scalars(smoothing_hint=False, **figures)
-            self._pasted, self._auditions = [], 0.0
+            self._pasted, self._scored, self._auditions = [], 0, 0.0
             self._groups[:] = 0
 
     def _figures(self) -> dict[str, float]:
@@ -63,8 +65,9 @@ class KeyFiguresHook(HookBase):
                 figures[f"gal/pastes_{name}"] = float(count)
                 figures[f"gal/paste_share_{name}"] = count / len(pasted)
             # Auditions are of all processes.
-            scores = self._auditions + len(pasted) * comm.get_world_size()
-            figures["gal/audition_share"] = self._auditions / scores
+            scores = self._auditions + self._scored * comm.get_world_size()
+            if scores:
+                figures["gal/audition_share"] = self._auditions / scores
         if self.judge.posterior is not None and len(self.judge.posterior) > 1:
             figures["gal/separation"] = separation_of(self.judge.posterior)
             belief = self.judge.posterior.get(pasted)

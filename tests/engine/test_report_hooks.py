@@ -90,6 +90,25 @@ def test_key_figures_of_a_hundred_steps(tmp_path: Path):
     assert step == 149 and value == pytest.approx(expected / (expected + unknown))
 
 
+def test_pastes_of_a_step_that_is_not_scored_are_no_scores():
+    """With GAL.SCORER.PERIOD: they count as pastes."""
+    groups = torch.tensor([0])
+    judge = SimpleNamespace(judged=None, posterior=None, class_groups=groups)
+    hook = KeyFiguresHook(judge)
+    hook.trainer = SimpleNamespace(iter=98, max_iter=1000)
+    with EventStorage(98) as storage:
+        judge.judged = SimpleNamespace(contribution=scored([1, 2, 3], [0.1, 0.2, 0.3]))
+        hook.after_step()
+        hook.trainer.iter = storage.iter = 99
+        storage.put_scalar("gal/auditions", 1.0)
+        unscored = scored([1, 2], [np.nan] * 2, num_rois=[0, 0])
+        judge.judged = SimpleNamespace(contribution=unscored)
+        hook.after_step()
+        figures = {name: value for name, (value, _) in storage.latest().items()}
+    assert figures["gal/audition_share"] == 1 / 4
+    assert figures["gal/pastes_r"] == 5 and figures["gal/distinct"] == 3 / 5
+
+
 def test_a_training_sends_figures_and_pictures_to_tensorboard(lvis_root, train, tmp_path):
     options = (
         *("OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_ITER", "6", "GAL.SNAPSHOTS.PERIOD", "2"),

@@ -180,7 +180,7 @@ def test_a_review_as_a_program(repository, pool):
     )
     try:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
-        with urllib.request.urlopen(address.replace("/?", "/next?"), timeout=60) as answer:
+        with urllib.request.urlopen(address.replace("/?", "/next?"), timeout=300) as answer:
             state = json.load(answer)
         assert {item["category"] for item in state["items"]} == {"ice_cream"}
         content = {"pool_id": state["items"][0]["pool_id"], "verdict": "bad"}
@@ -189,10 +189,10 @@ def test_a_review_as_a_program(repository, pool):
             json.dumps(content).encode(),
             {"Content-Type": "application/json"},
         )
-        urllib.request.urlopen(request, timeout=60).close()
+        urllib.request.urlopen(request, timeout=300).close()
     finally:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "0 good, 1 bad, 0 skipped" in out, err[-2000:]
     assert standing(pool.root) == [(int(content["pool_id"]), "ice_cream", "bad", "ann")]
 
