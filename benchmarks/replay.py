@@ -146,7 +146,10 @@ def replay(scores: Scores, variant: Variant, cfg: CfgNode, pool_id: np.ndarray) 
     for step, source, rows in scores.updates():
         while step >= marks[len(values)]:
             values.append(posterior.value(pool_id))
-        kept = rng.random() < variant.share if source == AUDITION else step % variant.period == 0
+        if source == AUDITION:
+            kept = rng.random() < variant.share
+        else:
+            kept = (step + 1) % variant.period == 0
         if source in variant.sources and kept:
             posterior.update(scores.contribution[rows], step, source=source)
     while len(values) < len(THIRDS):

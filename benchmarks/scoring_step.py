@@ -99,7 +99,8 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
             optimizer.step()
 
         seconds = {name: [] for name in VARIANTS}
-        for number in range(sizes.rounds + 1):
+        period = judge.period
+        for number in range(period * sizes.rounds + 1):
             batch = make_batch(rng, sizes)
             first = number % len(VARIANTS)
             for name in VARIANTS[first:] + VARIANTS[:first]:
@@ -108,7 +109,7 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
                 seconds[name].append(measure(lambda b=batch, n=number, v=name: step(b, n, v)))
                 if on_gpu:
                     memory[name] = torch.cuda.max_memory_allocated() / 1e6
-        known = judge.judged.contribution.score.isfinite()
+        known = judge.judged.contribution.score.isfinite() | (not judge.is_scored)
         if not known.all() or not np.isfinite(batch_judge.decision.cosine):
             raise RuntimeError(f"{(~known).sum()} instances have no score: nothing was measured.")
         if sizes.profile:
@@ -118,8 +119,10 @@ def measure_step(sizes: Sizes) -> tuple[dict[str, np.ndarray], int]:
             print(f"Peak GPU memory of a step, MB: {megabytes}.\n")
         real = torch.cat([t["instances"].gt_classes[:NUM_REAL] for t in batch])
         relabelled = judge.scorer.cache.counterfactuals(real, judge.scorer.max_counterfactuals)
+    # Of so many steps one is scored: a round is all of them.
     columns = {**seconds, **judging}
-    return {name: np.array(x[1:]) for name, x in columns.items()}, len(relabelled[0])
+    by_round = {name: np.reshape(x[1:], (-1, period)).mean(1) for name, x in columns.items()}
+    return by_round, len(relabelled[0])
 
 
 def print_profile(function: Callable[[], None], device: str) -> None:

@@ -52,7 +52,10 @@ def fail_with_user_error() -> None:
     raise UserError("the remedy is here")
 
 
-def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path, monkeypatch):
+@pytest.mark.parametrize("period", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_weights_stay_the_same_on_both_processes(
+    lvis_root, repository, tmp_path, monkeypatch, period
+):
     monkeypatch.chdir(lvis_root)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     args = argument_parser().parse_args(
@@ -61,6 +64,7 @@ def test_weights_stay_the_same_on_both_processes(lvis_root, repository, tmp_path
         + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
         + ["GAL.POOL.SAMPLER", "posterior", "GAL.SNAPSHOTS.PERIOD", "1"]
         + ["GAL.AUDITION.PERIOD", "1", "GAL.AUDITION.IMAGES", "1.0"]
+        + ["GAL.SCORER.PERIOD", str(period)]
         + ["GAL.ACCEPT.WARM_UP.MIN_AGE", "0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"]
     )
     launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))

@@ -127,9 +127,12 @@ def test_the_published_recipe_killed_and_resumed_is_bit_for_bit_the_same(
     assert_same(straight, resumed)
 
 
-def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(lvis_root, repository, tmp_path):
+@pytest.mark.parametrize("period", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(
+    lvis_root, repository, tmp_path, period
+):
     """Auditions, posterior, draws and decisions: weights, what is known, all rows."""
-    options = (*LOOP, "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]")
+    options = (*LOOP, "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]", "GAL.SCORER.PERIOD", str(period))
     straight, resumed = kill_and_resume(
         lvis_root, repository, tmp_path, *options, config="lvis_gal"
     )
