@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
@@ -100,7 +101,6 @@ LOOP = (
     *("GAL.POOL.SAMPLER", "posterior"),
     *("GAL.SNAPSHOTS.PERIOD", str(PERIOD), "GAL.SNAPSHOTS.LAG", str(LAG)),
     *("GAL.AUDITION.PERIOD", "2", "GAL.AUDITION.IMAGES", "0.5"),
-    *("GAL.ACCEPT.POLICY", "quantile"),
 )
 PROBE = ("GAL.SCORER.PROBE.FRACTION", "0.0")  # six images are too few to hold any out
 
@@ -127,12 +127,15 @@ def test_the_published_recipe_killed_and_resumed_is_bit_for_bit_the_same(
     assert_same(straight, resumed)
 
 
-@pytest.mark.parametrize("period", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("policy", "period"), [("quantile", 1), pytest.param("always", 2, marks=pytest.mark.slow)]
+)
 def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(
-    lvis_root, repository, tmp_path, period
+    lvis_root, repository, tmp_path, policy, period
 ):
     """Auditions, posterior, draws and decisions: weights, what is known, all rows."""
     options = (*LOOP, "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]", "GAL.SCORER.PERIOD", str(period))
+    options += ("GAL.ACCEPT.POLICY", policy)
     straight, resumed = kill_and_resume(
         lvis_root, repository, tmp_path, *options, config="lvis_gal"
     )
