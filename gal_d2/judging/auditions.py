@@ -145,6 +145,27 @@ def choose_for_audition(
     return np.unique(candidates[np.arange(rows), better[np.arange(rows), most]])
 
 
+class Waiting:
+    """Finds what had no audition yet in a pool that grows, without looking at all of it again.
+
+    Args:
+        posterior: counts auditions.
+    """
+
+    def __init__(self, posterior: Posterior) -> None:
+        self.posterior = posterior
+        self._shards: frozenset[str] = frozenset()
+        self._ids = np.empty(0, np.int64)
+
+    def of(self, pool: InstancePool) -> np.ndarray:
+        """(N,) int64, ascending: the cut-outs of ``pool`` that had none."""
+        shards = frozenset(pool.shards)
+        ids = np.union1d(self._ids, pool.ids_in(shards - self._shards))
+        has_none = self.posterior.auditions(ids) == 0
+        self._shards, self._ids = shards, ids[has_none & pool.contains(ids)]
+        return self._ids
+
+
 class AuditionHook(HookBase):
     """Has cut-outs audition between training steps, and the posterior learn from it.
 
@@ -197,6 +218,7 @@ class AuditionHook(HookBase):
         self._per_image = 4.0  # cut-outs that an image takes; found out
         self._owed = 0.0  # images of the budget that were not used yet
         self._pool_size = 0
+        self._waiting = Waiting(judge.posterior)
 
     def before_train(self) -> None:
         self.ledger.resume(self.trainer.start_iter)
@@ -283,9 +305,8 @@ class AuditionHook(HookBase):
         chosen = np.empty(0, np.int64)
         if self.is_growing and len(pool) != self._pool_size:
             self._pool_size = len(pool)
-            chosen = pool.all_ids()
+            chosen = self._waiting.of(pool)
             chosen = chosen[np.isin(pool.category_of(chosen), categories)]
-            chosen = chosen[self.judge.posterior.auditions(chosen) == 0]
         room = int(self._owed * self._per_image) - len(chosen)
         if room > 0:
             rows = rng.choice(categories, size=room)

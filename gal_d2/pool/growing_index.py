@@ -140,6 +140,11 @@ class GrowingIndex:
             self._merged[category_id] = ids
         return self._merged[category_id]
 
+    def ids_in(self, shards: Sequence[int]) -> np.ndarray:
+        """(m,) int64 ids of the entries in some shards, by their numbers; ascending, read-only."""
+        here = [part.ids[np.isin(part.shard, np.asarray(shards, np.int32))] for part in self._parts]
+        return _merged_ids(here)
+
     def counts(self) -> np.ndarray:
         """(k,) int64 number of cut-outs of each of ``categories``."""
         return self._counts

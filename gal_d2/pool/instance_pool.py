@@ -89,7 +89,7 @@ class InstancePool:
         self.kept_names: list[dict[int, str] | None] = []
         self._stored_categories: set[int] = set()
         self._as_now = Renumbering(names, f"the instance pool {self.root}")
-        self._only = None if only is None else np.unique(np.asarray(only, np.int64))
+        self._only = None if only is None else np.sort(np.asarray(only, np.int64))
         self.corrupt_shards: dict[str, str] = {}
         self.corrupt_ids: dict[int, str] = {}
         self._max_open_shards = max_open_shards
@@ -258,6 +258,11 @@ class InstancePool:
         places = self._index.find_many(np.fromiter(pool_ids, np.int64))
         numbers = np.unique(self._index.shard_at(places[places >= 0]))
         return {self._shards[number] for number in numbers.tolist()}
+
+    def ids_in(self, shards: Iterable[str]) -> np.ndarray:
+        """(m,) int64 ids, ascending, of the cut-outs that are taken from these shards."""
+        wanted = set(shards)
+        return self._index.ids_in([i for i, name in enumerate(self._shards) if name in wanted])
 
     def metadata(self, columns: Sequence[str] | None = None) -> pa.Table:
         """What is known of the cut-outs, without their images, in the order of ``all_ids``.

@@ -96,6 +96,7 @@ class SumsById:
         return self._slots[place + np.cumsum(is_new) - is_new]
 
     def _reserve(self, count: int) -> None:
+        """Make room for ``count`` ids, and some more, so that it is not copied for each shard."""
         if count <= len(self._sums):
             return
         more = max(count, len(self._sums) * 5 // 4) - len(self._sums)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scored import scored
+from small_pool import fill
 
-from gal_d2.judging.auditions import choose_for_audition
+from gal_d2.judging.auditions import Waiting, choose_for_audition
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.posterior import AUDITION, Posterior
 
 
@@ -36,6 +40,18 @@ def test_of_a_new_pool_all_are_asked_alike_and_none_twice():
         assert len(np.unique(chosen)) == len(chosen)
         counts[chosen] += 1
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
+
+
+def test_what_waits_in_a_growing_pool_is_what_all_of_it_would_say(tmp_path: Path):
+    posterior, pool = Posterior(1), InstancePool(tmp_path, allow_empty=True)
+    waiting, rng = Waiting(posterior), np.random.default_rng(0)
+    assert waiting.of(pool).tolist() == []
+    for step in range(6):
+        fill(tmp_path, range(5 * step, 5 * step + 7), max_rows=4)  # two of them once more
+        pool.refresh()
+        found = waiting.of(pool)
+        assert found.tolist() == [i for i in pool.all_ids() if posterior.auditions([i]) == 0]
+        believe(posterior, dict.fromkeys(rng.choice(found, 4, replace=False).tolist(), 1.0), 1)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ def assert_same(grown: GrowingIndex, names: list[str], shards: list[Rows]) -> No
     np.testing.assert_array_equal(grown.category_at(places), categories[positions])
     name_of = [names[number] for number in grown.shard_at(places).tolist()]
     assert name_of == [ordered[number][0] for number in fresh.shard[positions].tolist()]
+    some = range(0, len(names), 2)
+    shard_of = np.array([ordered[number][0] for number in fresh.shard.tolist()], dtype=str)
+    of_some = fresh.ids[np.isin(shard_of, [names[number] for number in some])]
+    np.testing.assert_array_equal(grown.ids_in(some), of_some)
     whole = grown.whole()
     np.testing.assert_array_equal(whole.ids, fresh.ids)
     for position, pool_id in enumerate(fresh.ids.tolist()):

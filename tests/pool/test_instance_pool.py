@@ -108,6 +108,8 @@ def test_refreshed_pool_equals_one_opened_anew(tmp_path: Path) -> None:
     assert grown.counts() == fresh.counts()
     for pool_id in fresh.all_ids().tolist():
         assert grown.shards_of([pool_id]) == fresh.shards_of([pool_id])
+        assert pool_id in grown.ids_in(fresh.shards_of([pool_id]))
+    assert len(grown.ids_in(())) == 0
     assert grown.metadata().equals(fresh.metadata())
     assert [grown.get(i).source for i in grown.all_ids()] == [
         fresh.get(i).source for i in fresh.all_ids()
