@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from discrimination_results import Run, class_aucs, evidence_so_far, mean_auc
+from discrimination_runs import train as train_condition
 from separation import acceptance, auc, spread
+from small_model import FROM_SCRATCH, SMALL_MODEL
+
+from gal_d2.testbeds.truth import PoolTruth
 
 
 @pytest.fixture
@@ -75,3 +79,22 @@ def test_spread_over_seeds():
 def test_auc_leaves_out_what_has_no_score():
     assert auc(np.array([True, False, True]), np.array([0.3, 0.1, np.nan])) == 1.0
     assert np.isnan(auc(np.array([True, True]), np.array([0.3, 0.1])))
+
+
+@pytest.mark.usefixtures("train")  # its loggers
+def test_a_run_records_how_alike_each_paste_is(
+    repository, miniature, miniature_options, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(repository)
+    options = [
+        *(*miniature_options, *SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3"),
+        *("SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.WARMUP_ITERS", "1", "TEST.EVAL_PERIOD", "0"),
+        *("GAL.POOL.ROOT", str(miniature / "pool"), "GAL.COPY_PASTE.MIN_PASTES", "4"),
+    ]
+    train_condition(tmp_path / "run", "polluted", 0, options)
+    run = Run.read(tmp_path / "run", PoolTruth.read(miniature / "pool_truth.parquet"))
+    similarity, step = run.columns["similarity"], run.columns["step"]
+    assert run.steps == 3 and len(similarity) == len(step) > 10
+    assert np.isnan(similarity[step == 0]).all()  # no real object was seen before
+    known = similarity[np.isfinite(similarity)]
+    assert len(known) and (np.abs(known) <= 1 + 1e-6).all()
