@@ -3,7 +3,7 @@
 One score is noisy, and a cut-out is scored many times. For each cut-out and each signal (the box
 head's cosine says whether it is the right object, the mask head's loss whether its mask is right
 and its picture clean) the posterior keeps a mean and how sure it is. Signals stay apart until a
-value is formed, because each finds its own kind of fault and a mixture is worse at every kind.
+value is formed, because each finds its own kind of fault.
 
 - *Relative to the class.* A score s counts as r = (s - l) / d, with l the level and d the spread of
   its class's candidates at that time. The level must not rise because better cut-outs are drawn, so
