@@ -126,7 +126,9 @@ class FakeRay:
             return self.results[reference[0]]()[0]
         return reference
 
-    def wait(self, references: list) -> tuple[list, list]:
+    def wait(self, references: list, timeout: float | None = None) -> tuple[list, list]:
+        if references[0] == "never":
+            return [], references
         return [references[0]], references[1:]  # those of generators come first
 
     def get(self, reference: int) -> object:
@@ -134,7 +136,8 @@ class FakeRay:
         return result[1] if isinstance(result, tuple) else result
 
 
-def fake_runner(generator, cutter) -> tuple[RayRunner, FakeRay]:
+def fake_runner(generator, cutter, restarts=lambda: "there") -> tuple[RayRunner, FakeRay]:
+    """Of one generator and one cutter; ``restarts`` is called when one is waited for."""
     ray = FakeRay()
     runner = RayRunner(lambda: None, lambda **k: None)
     runner._ray = ray
@@ -145,9 +148,15 @@ def fake_runner(generator, cutter) -> tuple[RayRunner, FakeRay]:
 
         return SimpleNamespace(remote=remote)
 
-    runner._generators = [SimpleNamespace(draw=SimpleNamespace(options=draw))]
+    def ask(max_task_retries: int):
+        assert max_task_retries == -1  # or Ray says at once that it is not there
+        return SimpleNamespace(remote=restarts)
+
+    is_there = SimpleNamespace(options=ask)
+    draws = SimpleNamespace(options=draw)
     check = SimpleNamespace(remote=lambda images: ray.call(cutter, images))
-    runner._cutters = [SimpleNamespace(check=check)]
+    runner._generators = [SimpleNamespace(draw=draws, is_there=is_there)]
+    runner._cutters = [SimpleNamespace(check=check, is_there=is_there)]
     return runner, ray
 
 
@@ -181,6 +190,31 @@ def test_actors_that_always_die_end_the_run(tmp_path: Path) -> None:
 
     runner, _ = fake_runner(die, lambda images: [])
     with pytest.raises(UserError, match=r"died 4 times.*category 3 \(out of memory\).*BATCH_SIZE"):
+        list(runner.run(plan_work(PROMPTS, [3], 4, 4), PoolStore(str(tmp_path), "r")))
+
+
+def test_an_actor_that_has_died_is_waited_for(tmp_path: Path) -> None:
+    """What it is given while Ray restarts it would fail, and count as one more death."""
+    discs, cutter, events = made_by_hand.DiscGenerator(), make_cutter(draws_alpha=False), []
+
+    def draw(requests):
+        if "back" not in events:
+            events.append("dead")
+            raise FakeRay.exceptions.RayActorError("killed")
+        return discs.generate(requests)
+
+    runner, _ = fake_runner(draw, cutter.check, restarts=lambda: events.append("back"))
+    store = PoolStore(str(tmp_path), "r")
+    done = list(runner.run(plan_work(PROMPTS, [3], 4, 4), store))
+    assert len(done) == 1 and events == ["dead", "back"]
+
+
+def test_an_actor_that_does_not_come_back_ends_the_run(tmp_path: Path) -> None:
+    def die(requests):
+        raise FakeRay.exceptions.RayActorError("killed")
+
+    runner, _ = fake_runner(die, lambda images: [], restarts=lambda: "never")
+    with pytest.raises(UserError, match=r"has not restarted an actor.*the same command goes on"):
         list(runner.run(plan_work(PROMPTS, [3], 4, 4), PoolStore(str(tmp_path), "r")))
 
 
