@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import signal
@@ -83,16 +84,23 @@ class Slope:
 
 
 def throughput(samples: list[Sample]) -> tuple[float, float]:
-    """Steps per CPU second in the first tenth and in the last, after the first step is done."""
+    """Steps per CPU second in the first tenth and in the last, after the first step is done.
+
+    Steps are known when a line of metrics.json is written, so they are counted from line to line.
+    """
     begun = [sample for sample in samples if sample.steps > 0]
-    end = begun[-1].seconds
-    tenth = (end - begun[0].seconds) / 10
-    first = [sample for sample in begun if sample.seconds <= begun[0].seconds + tenth]
-    last = [sample for sample in begun if sample.seconds >= end - tenth]
-    return tuple(
-        (part[-1].steps - part[0].steps) / max(part[-1].cpu_seconds - part[0].cpu_seconds, 1e-9)
-        for part in (first, last)
-    )
+    tenth = (begun[-1].seconds - begun[0].seconds) / 10
+    lines = [b for a, b in itertools.pairwise(begun) if b.steps > a.steps]
+    first = [line for line in lines if line.seconds <= begun[0].seconds + tenth]
+    last = [line for line in lines if line.seconds >= begun[-1].seconds - tenth]
+    return _rate(first), _rate(last)
+
+
+def _rate(lines: list[Sample]) -> float:
+    if len(lines) < 2:
+        return float("nan")
+    steps = lines[-1].steps - lines[0].steps
+    return steps / max(lines[-1].cpu_seconds - lines[0].cpu_seconds, 1e-9)
 
 
 def tree(root: int) -> list[int]:
@@ -246,11 +254,10 @@ def draw(samples: list[Sample], path: Path) -> None:
         strict=True,
     ):
         if name == "steps":
-            steps = np.array([sample.steps for sample in samples], float)
-            cpu = np.array([sample.cpu_seconds for sample in samples])
-            size = max(len(samples) // 20, 1)  # over a twentieth of the time
-            values = (steps[size:] - steps[:-size]) / np.maximum(cpu[size:] - cpu[:-size], 1e-9)
-            axis.plot(hours[size:], values)
+            lines = [b for a, b in itertools.pairwise(samples) if b.steps > a.steps]
+            size = max(len(lines) // 20, 1)  # over a twentieth of the steps
+            rates = [_rate([a, b]) for a, b in zip(lines, lines[size:], strict=False)]
+            axis.plot([line.seconds / 3600 for line in lines[size:]], rates)
         else:
             axis.plot(hours, [getattr(sample, name) for sample in samples])
             if name in BESIDE:
