@@ -83,17 +83,18 @@ class Slope:
         self.error = float(self.spread / np.sqrt((x * x).sum()))
 
 
-def throughput(samples: list[Sample]) -> tuple[float, float]:
-    """Steps per CPU second in the first tenth and in the last, after the first step is done.
+def throughput(samples: list[Sample]) -> list[float]:
+    """Steps per CPU second in each tenth of the time, after the first step is done.
 
     Steps are known when a line of metrics.json is written, so they are counted from line to line.
     """
     begun = [sample for sample in samples if sample.steps > 0]
-    tenth = (begun[-1].seconds - begun[0].seconds) / 10
+    start, tenth = begun[0].seconds, (begun[-1].seconds - begun[0].seconds) / 10
     lines = [b for a, b in itertools.pairwise(begun) if b.steps > a.steps]
-    first = [line for line in lines if line.seconds <= begun[0].seconds + tenth]
-    last = [line for line in lines if line.seconds >= begun[-1].seconds - tenth]
-    return _rate(first), _rate(last)
+    return [
+        _rate([line for line in lines if k * tenth <= line.seconds - start <= (k + 1) * tenth])
+        for k in range(10)
+    ]
 
 
 def _rate(lines: list[Sample]) -> float:
@@ -292,12 +293,10 @@ def describe(samples: list[Sample]) -> str:
             f"{unit}: {np.median(values):.0f}, slope {slope.per_hour:+.1f} +- {slope.error:.1f} an "
             f"hour, spread {slope.spread:.1f}"
         )
-    first, last = throughput(samples)
-    change = 100 * (last / first - 1) if first else float("nan")
-    lines.append(
-        f"steps per CPU second: {first:.3f} in the first tenth, {last:.3f} in the last "
-        f"({change:+.1f} %)"
-    )
+    rates = throughput(samples)
+    lines.append(f"steps per CPU second by tenth: {' '.join(f'{rate:.2f}' for rate in rates)}")
+    change = [f"{100 * (rates[-1] / rate - 1):+.1f} %" for rate in rates[:2]]
+    lines.append(f"the last against the first {change[0]}, against the second {change[1]}")
     return "\n".join(lines)
 
 
