@@ -15,9 +15,9 @@ from detectron2.config import CfgNode
 
 from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.scale import class_scales
-from gal_d2.datasets.annotation_file import AnnotationFile, read_annotation_file
-from gal_d2.datasets.registration import load_annotation_file
-from gal_d2.datasets.statistics import compute_statistics
+from gal_d2.datasets.annotation_file import read_annotation_file
+from gal_d2.datasets.registration import load_metadata
+from gal_d2.datasets.statistics import CategoryStatistics, category_statistics, compute_statistics
 from gal_d2.errors import UserError
 from gal_d2.pool.usable import foreground_threshold, problem_of
 
@@ -47,13 +47,12 @@ def largest_pastes(cfg: CfgNode) -> dict[int, float]:
     if sides is None:
         return {}
     try:
-        files = _annotations(cfg)
+        category_ids, statistics = _statistics(cfg)
     except UserError as error:
         logger.warning(
             "Cut-outs are stored as they are cut, not as small as they are pasted: %s", error
         )
         return {}
-    statistics = [compute_statistics(content) for content in files]
     if not any(part.instance_count.any() for part in statistics):
         return {}
     pixels = needed(*class_scales(statistics), *sides, options)
@@ -64,7 +63,7 @@ def largest_pastes(cfg: CfgNode) -> dict[int, float]:
         pixels.min(),
         pixels.max(),
     )
-    return dict(zip((c.id for c in files[0].categories), pixels.tolist(), strict=True))
+    return dict(zip(category_ids, pixels.tolist(), strict=True))
 
 
 def needed(
@@ -98,10 +97,14 @@ def _largest_image(cfg: CfgNode) -> tuple[float, float] | None:
     return None
 
 
-def _annotations(cfg: CfgNode) -> list[AnnotationFile]:
-    if cfg.GAL.DATA.TRAIN:
-        return [read_annotation_file(cfg.GAL.DATA.TRAIN[0], annotated_only=True)]
-    return [load_annotation_file(name) for name in cfg.DATASETS.TRAIN]
+def _statistics(cfg: CfgNode) -> tuple[list[int], list[CategoryStatistics]]:
+    """Of each training set, and the category ids of their classes."""
+    if cfg.GAL.DATA.TRAIN:  # registered where a training begins
+        content = read_annotation_file(cfg.GAL.DATA.TRAIN[0], annotated_only=True)
+        return [category.id for category in content.categories], [compute_statistics(content)]
+    names = cfg.DATASETS.TRAIN
+    class_of = load_metadata(names[0]).thing_dataset_id_to_contiguous_id if names else {}
+    return sorted(class_of), [category_statistics(name) for name in names]
 
 
 def reduced(rgba: np.ndarray, largest: float) -> np.ndarray:
