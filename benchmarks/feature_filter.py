@@ -17,9 +17,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 
@@ -42,7 +40,7 @@ from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.model_filters import ClipImageFilter, ImageEmbedder, RealCrops
-from gal_d2.modeling.timm_weights import read_timm_weights
+from gal_d2.modeling.timm_embedder import TimmEmbedder
 from gal_d2.pool.allow_list import write_allow_list
 from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
@@ -134,49 +132,6 @@ def likeness_by_features(cfg: CfgNode, pool_ids: np.ndarray, placements: int) ->
         for pool_id, cosine in zip(ids[readable].tolist(), cosines[readable].tolist(), strict=True):
             values.setdefault(pool_id, []).append(cosine)
     return {pool_id: float(np.mean(cosines)) for pool_id, cosines in values.items()}
-
-
-class TimmEmbedder:
-    """Pooled features of a timm network that classifies, before any training here.
-
-    Args:
-        name: a timm model name.
-        weights: a local weight file.
-        device: computes.
-
-    Raises:
-        UserError: there is no such file, or it is of another model.
-    """
-
-    def __init__(self, name: str, weights: str, device: torch.device) -> None:
-        tensors = read_timm_weights(weights, name)
-        overlay = {"state_dict": tensors}
-        model = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay
-        )
-        self._model = model.to(device).eval()
-        self._device = device
-        config = timm.data.resolve_data_config(model=model)
-        self._side = config["input_size"][-1]
-        self._mean, self._std = (
-            torch.tensor(config[key]).reshape(3, 1, 1) for key in ("mean", "std")
-        )
-
-    @torch.no_grad()
-    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Unit vectors (n, d) float32 of square pictures (S, S, 3) uint8 RGB."""
-        size = (self._side, self._side)
-        vectors = []
-        for start in range(0, len(images), GROUP):
-            pixels = torch.stack(
-                [
-                    torch.from_numpy(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-                    for image in images[start : start + GROUP]
-                ]
-            )
-            normal = (pixels.permute(0, 3, 1, 2) / 255 - self._mean) / self._std
-            vectors.append(F.normalize(self._model(normal.to(self._device)), dim=1).cpu())
-        return torch.cat(vectors).numpy()
 
 
 def likeness_by_clip(cfg: CfgNode, pool_ids: np.ndarray, name: str) -> dict[int, float]:

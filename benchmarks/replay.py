@@ -26,8 +26,10 @@ from documents import check_document, markdown_table, show
 from separation import auc, spread
 
 from gal_d2.errors import UserError
+from gal_d2.judging.likeness import stored_likeness
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses
 from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
 from gal_d2.setup.configuration import load_config
 from gal_d2.setup.launch import run_tool
@@ -48,6 +50,7 @@ class Variant:
         sources: whose scores count.
         period: of the scores of training, those of each n-th step count.
         share: of the auditions' rounds, this share counts.
+        likeness: what a pretrained network said counts, where the runs asked one.
     """
 
     name: str
@@ -55,10 +58,13 @@ class Variant:
     sources: tuple[int, ...] = (TRAINING, AUDITION)
     period: int = 1
     share: float = 1.0
+    likeness: bool = True
 
 
 VARIANTS = (
     Variant("as it is"),
+    Variant("likeness alone (`GAL.LIKENESS`)", sources=()),
+    Variant("without the likeness", likeness=False),
     Variant("auditions alone", sources=(AUDITION,)),
     Variant("training alone", sources=(TRAINING,)),
     Variant("half of the auditions", share=0.5),
@@ -81,12 +87,14 @@ class Scores:
         step, source: (N,) int64.
         contribution: of N rows.
         num_steps: of the training.
+        likeness: what a pretrained network said of cut-outs, if the run asked one.
     """
 
     step: np.ndarray
     source: np.ndarray
     contribution: Contribution
     num_steps: int
+    likeness: Likenesses = NOTHING_COMPARED
 
     def updates(self) -> Iterator[tuple[int, int, slice]]:
         """Step, source and rows of each call of the posterior."""
@@ -130,7 +138,8 @@ def read_scores(run: Path, heads: Sequence[str]) -> Scores:
         num_rois=column["num_rois"].long(),
         area=column["area"],
     )
-    return Scores(step[order], source[order], contribution, int(step.max()) + 1)
+    last = int(step.max()) + 1
+    return Scores(step[order], source[order], contribution, last, stored_likeness(run))
 
 
 def replay(scores: Scores, variant: Variant, cfg: CfgNode, pool_id: np.ndarray) -> np.ndarray:
@@ -140,6 +149,8 @@ def replay(scores: Scores, variant: Variant, cfg: CfgNode, pool_id: np.ndarray) 
         cfg.GAL.POSTERIOR.SIGNALS = [name for name, _ in variant.signals]
         cfg.GAL.POSTERIOR.WEIGHTS = [weight for _, weight in variant.signals]
     posterior = Posterior.from_config(cfg)
+    if variant.likeness:
+        posterior.add_likeness(scores.likeness)
     rng = np.random.default_rng(0)
     marks = [round(third * scores.num_steps) for third in THIRDS]
     values: list[np.ndarray] = []

@@ -24,11 +24,13 @@ from detectron2.config import CfgNode
 from documents import check_document, markdown_table, show
 from separation import spread
 
+from gal_d2.judging.likeness import stored_likeness
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.review.beliefs import Beliefs
 from gal_d2.review.order import outlook
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.ledger import Ledger
+from gal_d2.selection.likeness_evidence import Likenesses
 from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
 from gal_d2.selection.sampler import DrawRule
 from gal_d2.setup.configuration import load_config
@@ -50,11 +52,13 @@ class Run:
         cfg: its config.
         rows: by source, columns of its scores in order of steps.
         last_step: of the run.
+        likeness: what a pretrained network said of cut-outs, if the run asked one.
     """
 
     cfg: CfgNode
     rows: dict[int, dict[str, np.ndarray]]
     last_step: int
+    likeness: Likenesses
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -67,7 +71,7 @@ class Run:
         for source, name in ((TRAINING, "ledger"), (AUDITION, "auditions")):
             table = pa.concat_tables(Ledger(folder / name).tables(wanted)).sort_by("step")
             rows[source] = {c: table[c].to_numpy() for c in table.column_names}
-        return cls(cfg, rows, int(rows[TRAINING]["step"].max()))
+        return cls(cfg, rows, int(rows[TRAINING]["step"].max()), stored_likeness(folder))
 
     def posterior(self, steps: int, auditions: float = 1.0, seed: int = 0) -> tuple[Posterior, int]:
         """The posterior after some steps, and how many auditions it has heard of.
@@ -81,6 +85,7 @@ class Run:
             seed: says which.
         """
         posterior = Posterior.from_config(self.cfg)
+        posterior.add_likeness(self.likeness)
         rng = np.random.default_rng(seed)
         heard = self.rows[AUDITION]
         is_heard = (heard["step"] < steps) & (rng.random(len(heard["step"])) < auditions)

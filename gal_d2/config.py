@@ -134,6 +134,17 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # entry of SIGNALS.
     gal.POSTERIOR.WEIGHTS = [1.0, 0.5, 0.5]
 
+    gal.LIKENESS = CfgNode()
+    # A pretrained network that tells, before anything is pasted, which cut-outs look like real
+    # objects of their category rather than of others: the name of a model of timm, or of a CLIP of
+    # transformers. Both empty: off.
+    gal.LIKENESS.TIMM = ""
+    gal.LIKENESS.CLIP = ""
+    # Weight file of TIMM; empty: the one that timm downloads.
+    gal.LIKENESS.WEIGHTS = ""
+    # In a cut-out's value, of the logarithm of the probability that it is what it claims to be.
+    gal.LIKENESS.WEIGHT = 1.5
+
     gal.AUDITION = CfgNode()
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
     # training image, about: the average of a training, of which the first half gets three quarters;

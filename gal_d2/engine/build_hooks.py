@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detectron2.data import MetadataCatalog
@@ -23,11 +24,19 @@ from gal_d2.engine.snapshot_hook import CATEGORIES, SnapshotHook, Source, catego
 from gal_d2.interleaving.hook import InterleaveHook
 from gal_d2.judging.auditions import Auditioner, AuditionHook
 from gal_d2.judging.judge_hook import JudgeHook
+from gal_d2.judging.likeness import (
+    LIKENESS_FILE,
+    LikenessFile,
+    LikenessHook,
+    build_likeness,
+    made_with,
+)
 from gal_d2.pool.configured import open_configured_pool
 from gal_d2.pool.growth import pool_state
 from gal_d2.pool.verdicts import PoolVerdicts
 from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view
+from gal_d2.selection.sampler import category_weights
 from gal_d2.selection.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -73,6 +82,8 @@ def build_hooks(trainer: GALTrainer) -> list[HookBase]:
                 output_dir=cfg.OUTPUT_DIR,
             )
         )
+    if draws_by_posterior and trainer.judge.posterior.has_likeness:
+        built.append(build_likeness_hook(trainer))
     auditions = None
     if draws_by_posterior and cfg.GAL.AUDITION.IMAGES != 0:
         auditions = build_audition_hook(trainer)
@@ -114,6 +125,25 @@ def build_key_pictures(trainer: GALTrainer, auditions: AuditionHook | None) -> K
     )
 
 
+def build_likeness_hook(trainer: GALTrainer) -> LikenessHook:
+    """What compares cut-outs with real objects.
+
+    Raises:
+        UserError: the weight file cannot be read.
+    """
+    cfg, loader, interleaver = trainer.cfg, trainer._trainer.data_loader, trainer.interleaver
+    class_of = loader.mapper.class_of_category
+    reader = open_configured_pool(cfg, allow_empty=cfg.GAL.GENERATOR.ENABLED)
+    return LikenessHook(
+        trainer.judge.posterior,
+        lambda: interleaver.pool if interleaver else reader,
+        reader,
+        lambda: build_likeness(cfg, loader.dataset, class_of),
+        LikenessFile(Path(cfg.OUTPUT_DIR) / LIKENESS_FILE, made_with(cfg, class_of)),
+        period=cfg.GAL.SNAPSHOTS.PERIOD,
+    )
+
+
 def build_audition_hook(trainer: GALTrainer) -> AuditionHook:
     """What has cut-outs audition between steps.
 
@@ -142,6 +172,7 @@ def build_audition_hook(trainer: GALTrainer) -> AuditionHook:
         period=cfg.GAL.AUDITION.PERIOD,
         images=cfg.GAL.AUDITION.IMAGES,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        weight=category_weights(cfg) if cfg.GAL.POOL.SAMPLER == "posterior" else None,
         is_growing=is_growing,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
     )

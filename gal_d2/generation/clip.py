@@ -28,14 +28,19 @@ class ClipScorer:
 
     @classmethod
     def load(
-        cls, model: str, *, device: torch.device, dtype: torch.dtype, batch_size: int = 8
+        cls,
+        model: str,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int = 8,
+        key: str = "GAL.GENERATOR.FILTER.CLIP.MODEL",
     ) -> ClipScorer:
-        """Load ``GAL.GENERATOR.FILTER.CLIP.MODEL``.
+        """Load a model that ``key`` of the config names.
 
         Raises:
             UserError: transformers or the model is missing.
         """
-        key = "GAL.GENERATOR.FILTER.CLIP.MODEL"
         loaded = load_transformer(
             "CLIPModel", "CLIPProcessor", model, key, device=device, dtype=dtype
         )

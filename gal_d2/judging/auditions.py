@@ -42,7 +42,8 @@ logger = logging.getLogger(__name__)
 FOLDER = "auditions"  # of their ledger, in OUTPUT_DIR
 POLICY = "audition"  # in the ledger's column "policy"
 _GROUP = 32  # cut-outs that share a forward pass
-_CANDIDATES = 8  # looked at for each cut-out that is auditioned
+_CANDIDATES = 8  # cut-outs of a category that one is taken of
+_SPARE = 2  # times as many are taken as there is room for: the most uncertain audition
 _STREAM = 2  # of random numbers, beside those of the samples
 
 
@@ -117,32 +118,36 @@ class Auditioner:
 
 
 def choose_for_audition(
-    candidates: np.ndarray, posterior: Posterior, rng: np.random.Generator
+    candidates: np.ndarray, posterior: Posterior, rng: np.random.Generator, number: int
 ) -> np.ndarray:
-    """Of each row of K cut-outs one that matters and of which little is known.
+    """Cut-outs that matter and of which little is known.
 
-    Of the better half, by expected value, the one whose qualities are most uncertain. One never
-    scored is as uncertain as can be and of middling value; what is poor for sure is not asked
-    again.
+    Of each row's better half, by expected value, the one whose qualities are most uncertain; of
+    these the most uncertain ones. One never scored is as uncertain as can be and of middling value,
+    so a class that becomes known late catches up; what is poor for sure is not asked again.
 
     Args:
-        candidates: (N, K) int64 pool ids.
+        candidates: (N, K) int64 pool ids, a row's all of one category.
         posterior: what is known.
         rng: breaks ties.
+        number: how many are wanted.
 
     Returns:
-        (M,) int64, M <= N: without repeats.
+        (M,) int64, M <= number: ascending, without repeats.
     """
-    rows, number = candidates.shape
+    rows, columns = candidates.shape
     flat = candidates.reshape(-1)
     belief = posterior.get(flat)
-    value = posterior.value_of(belief).reshape(rows, number)
-    uncertain = (belief.std * posterior.weights).sum(-1).reshape(rows, number)
-    tie = rng.random((rows, number)) * 1e-9
-    better = np.argsort(-value + tie, axis=1)[:, : (number + 1) // 2]
-    row = np.arange(rows)[:, None]
-    most = np.argmax((uncertain + tie)[row, better], axis=1)
-    return np.unique(candidates[np.arange(rows), better[np.arange(rows), most]])
+    tie = rng.random((rows, columns)) * 1e-9
+    value = posterior.value_of(belief).reshape(rows, columns) - tie
+    uncertain = (belief.std * posterior.weights).sum(-1).reshape(rows, columns) + tie
+    better = np.argsort(-value, axis=1)[:, : (columns + 1) // 2]
+    row = np.arange(rows)
+    most = better[row, np.argmax(uncertain[row[:, None], better], axis=1)]
+    # Once each, the most uncertain first.
+    order = np.argsort(-uncertain[row, most], kind="stable")
+    chosen, first = np.unique(candidates[row, most][order], return_index=True)
+    return np.sort(chosen[np.argsort(first)][:number])
 
 
 class Waiting:
@@ -180,6 +185,7 @@ class AuditionHook(HookBase):
         images: images with auditions for each training image, about, on average over the training:
             twice as many at its start, none at its end.
         batch_size: training images in a step, of all processes.
+        weight: of each category, by its id: how often its cut-outs are pasted; None: all alike.
         is_growing: the pool is filled while training.
         checkpoint_period: steps between two checkpoints; the ledger, in the output's folder
             ``auditions``, is stored with each.
@@ -201,6 +207,7 @@ class AuditionHook(HookBase):
         period: int,
         images: float,
         batch_size: int,
+        weight: Mapping[int, float] | None,
         is_growing: bool,
         checkpoint_period: int,
     ) -> None:
@@ -210,7 +217,7 @@ class AuditionHook(HookBase):
             raise UserError(f"GAL.AUDITION.PERIOD is {period}: set it to 1 or more.")
         self.auditioner, self.judge, self.pool = auditioner, judge, pool
         self.period, self.images, self.batch_size = period, images, batch_size
-        self.is_growing = is_growing
+        self.weight, self.is_growing = weight, is_growing
         self.checkpoint_period = checkpoint_period
         self.ledger = judge.open_ledger(FOLDER)
         self.on_audition: Callable[[Contribution, Decision], None] | None = None
@@ -309,8 +316,10 @@ class AuditionHook(HookBase):
             chosen = chosen[np.isin(pool.category_of(chosen), categories)]
         room = int(self._owed * self._per_image) - len(chosen)
         if room > 0:
-            rows = rng.choice(categories, size=room)
+            # What is pasted more often is asked more often.
+            weight = np.array([self.weight[c] if self.weight else 1.0 for c in categories.tolist()])
+            rows = rng.choice(categories, size=_SPARE * room, p=weight / weight.sum())
             candidates = np.stack([rng.choice(pool.ids(int(c)), size=_CANDIDATES) for c in rows])
-            asked = choose_for_audition(candidates, self.judge.posterior, rng)
+            asked = choose_for_audition(candidates, self.judge.posterior, rng, room)
             chosen = np.union1d(chosen, asked)
         return rng.permutation(chosen)

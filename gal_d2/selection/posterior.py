@@ -14,6 +14,8 @@ value is formed, because each finds its own kind of fault.
   weighs (t + 1) * min(1, a / a1).
 - *Few scores say little.* The prior is worth n0 scores of full weight: see
   :mod:`gal_d2.selection.draw` for the formulas.
+- *A network that is not trained here may have seen them before.* See
+  :mod:`gal_d2.selection.likeness_evidence`.
 - *A person's verdict says most.* See :mod:`gal_d2.selection.verdict_evidence`.
 """
 
@@ -32,6 +34,7 @@ from gal_d2.distributed import gather_columns
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import posterior_moments, value_of
+from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses, merged, with_likeness
 from gal_d2.selection.signals import ceiling_of, check_signals, signal_column
 from gal_d2.selection.slot_index import SlotIndex
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
@@ -54,7 +57,7 @@ class Belief:
 
     Attributes:
         count: (N,) int64, number of scores so far.
-        mean, std: (N, S) float64, of the quality in each signal.
+        mean, std: (N, S) float64, of the quality in each signal; (N, S + 1) with the likeness.
     """
 
     count: np.ndarray
@@ -72,8 +75,11 @@ class Posterior:
         ceilings: (S,) quality from which on more counts nothing in the value.
         prior_count: n0, how many scores the class's level is worth.
         full_area: a1, visible pixels from which on a score has its full weight.
+        likeness_weight: of the likeness in the value, a signal beside the S; None: there is none.
 
     Attributes:
+        weights, ceilings: of all signals, the likeness, if there is one, last.
+        likeness: what is known of it so far; see :func:`add_likeness`.
         judged: what people said so far: pool ids (J,) int64 ascending and (J,) int8, 1 good and -1
             bad.
 
@@ -90,6 +96,7 @@ class Posterior:
         ceilings: Sequence[float] | None = None,
         prior_count: float = 0.5,
         full_area: float = 1024.0,
+        likeness_weight: float | None = None,
     ) -> None:
         if not prior_count > 0:
             raise ValueError(f"prior_count must be above 0, not {prior_count}.")
@@ -104,6 +111,12 @@ class Posterior:
         )
         if self.weights.shape != (size,) or self.ceilings.shape != (size,):
             raise ValueError("weights and ceilings must have one entry for each signal.")
+        self.has_likeness = likeness_weight is not None
+        if self.has_likeness:
+            self.weights = np.append(self.weights, likeness_weight)
+            self.ceilings = np.append(self.ceilings, np.inf)
+        self.likeness = NOTHING_COMPARED
+        self._new_likeness = NOTHING_COMPARED  # that no snapshot has yet
         self.prior_count = prior_count
         self.full_area = full_area
         self.step = 0
@@ -144,6 +157,7 @@ class Posterior:
             node.SIGNALS,
             weights=node.WEIGHTS,
             ceilings=[ceiling_of(signal) for signal in node.SIGNALS],
+            likeness_weight=likeness_weight(cfg),
         )
 
     def __len__(self) -> int:
@@ -188,6 +202,15 @@ class Posterior:
         rows = self._rows(contribution, leave_out)
         values = self._signals(rows)
         self._enter(rows.pool_id, rows.gt_class, rows.area, values, step, TRAINING)
+
+    def add_likeness(self, likeness: Likenesses) -> None:
+        """Take in how much cut-outs look like their categories; the same on all processes.
+
+        Args:
+            likeness: pool ids (L,) int64 and (L,) float32; what is known of one already stays.
+        """
+        self.likeness = merged(self.likeness, likeness)
+        self._new_likeness = merged(self._new_likeness, likeness)
 
     @staticmethod
     def _rows(contribution: Contribution, leave_out: Tensor | None) -> Contribution:
@@ -330,6 +353,8 @@ class Posterior:
         count[known] = self._count[slots[known]]
         weight[known], mean[known] = self._weight[slots[known]], self._mean[slots[known]]
         moments = posterior_moments(weight, mean, self.step, self.prior_count)
+        if self.has_likeness:
+            moments = with_likeness(*moments, pool_ids, self.likeness)
         return Belief(count, *with_verdicts(*moments, pool_ids, self.judged))
 
     def value(self, pool_ids: np.ndarray | Tensor) -> np.ndarray:
@@ -355,13 +380,20 @@ class Posterior:
         Returns:
             ``pool_ids`` (n,) int64 ascending, ``weight`` and ``mean`` (n, S) float32, ``step``,
             ``prior_count``, ``weights`` and ``ceilings`` (S,) of the value, and all verdicts:
-            ``judged_ids`` (J,) int64 ascending and ``judged_signs`` (J,) int8.
+            ``judged_ids`` (J,) int64 ascending and ``judged_signs`` (J,) int8. With the likeness,
+            weights and ceilings have one more entry, and there are the new ones' ``alike_ids``
+            (L,) int64 ascending and ``alike_values`` (L,) float32.
         """
         size = len(self)
         rows = np.arange(size) if everything else np.flatnonzero(self._changed[:size])
         rows = rows[np.argsort(self._ids[rows], kind="stable")]
         self._changed[:size] = False
-        return {
+        alike = {}
+        if self.has_likeness:
+            ids, values = self.likeness if everything else self._new_likeness
+            alike = {"alike_ids": ids, "alike_values": values}
+            self._new_likeness = NOTHING_COMPARED
+        return alike | {
             "pool_ids": self._ids[rows],
             "weight": self._weight[rows].astype(np.float32),
             "mean": self._mean[rows].astype(np.float32),
@@ -398,3 +430,20 @@ class Posterior:
         if "judged_ids" in state:  # a checkpoint of an earlier release has none
             self.judged = state["judged_ids"].numpy(), state["judged_signs"].numpy()
         self._index = SlotIndex.of(self._ids)
+
+
+def likeness_weight(cfg: CfgNode) -> float | None:
+    """``GAL.LIKENESS.WEIGHT``, where ``GAL.LIKENESS`` names a network; else None.
+
+    Raises:
+        UserError: it is negative, or two networks are named.
+    """
+    node = cfg.GAL.LIKENESS
+    if node.TIMM and node.CLIP:
+        raise UserError(
+            f"GAL.LIKENESS.TIMM is '{node.TIMM}' and GAL.LIKENESS.CLIP '{node.CLIP}': name one "
+            "network, and leave the other one empty."
+        )
+    if node.WEIGHT < 0:
+        raise UserError(f"GAL.LIKENESS.WEIGHT is {node.WEIGHT}: set it to 0 or more.")
+    return node.WEIGHT if node.TIMM or node.CLIP else None

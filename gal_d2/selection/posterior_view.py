@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gal_d2.selection.draw import posterior_moments, value_moments, value_of
+from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, merged, with_likeness
 from gal_d2.selection.snapshots import KEYFRAME, Snapshots
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
@@ -82,6 +83,7 @@ class PosteriorView:
         self._step, self._prior_count = 0, 1.0
         self._weights, self._ceilings = np.ones(1), np.full(1, np.inf)
         self._judged = NOTHING_JUDGED
+        self._likeness = None
 
     def follow(self, step: int) -> None:
         """Show what the samples of ``step`` see.
@@ -137,6 +139,9 @@ class PosteriorView:
         self._ids = np.insert(self._ids, place[new], ids[new])
         self._step, self._prior_count = int(arrays["step"]), float(arrays["prior_count"])
         self._weights, self._ceilings = arrays["weights"], arrays["ceilings"]
+        if "alike_ids" in arrays:
+            new = arrays["alike_ids"], arrays["alike_values"]
+            self._likeness = merged(self._likeness or NOTHING_COMPARED, new)
         if "judged_ids" in arrays:  # all of them, for there are few; none in earlier releases
             self._judged = arrays["judged_ids"], arrays["judged_signs"]
 
@@ -156,12 +161,13 @@ class PosteriorView:
             pool_ids: int64, any shape.
 
         Returns:
-            Two float arrays of that shape and a last dimension of S signals.
+            Two float arrays of that shape and a last dimension of S signals, of which the last is
+            the likeness, where there is one.
         """
         return with_verdicts(*self.scored_moments(pool_ids), pool_ids, self._judged)
 
     def scored_moments(self, pool_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same by scores alone."""
+        """The same, verdicts aside."""
         signals = self._weight.shape[1]
         weight = np.zeros((*pool_ids.shape, signals))
         mean = np.zeros_like(weight)
@@ -170,7 +176,10 @@ class PosteriorView:
             is_known = self._ids[place] == pool_ids
             weight[is_known] = self._weight[place[is_known]]
             mean[is_known] = self._mean[place[is_known]]
-        return posterior_moments(weight, mean, self._step, self._prior_count)
+        moments = posterior_moments(weight, mean, self._step, self._prior_count)
+        if self._likeness is not None:
+            moments = with_likeness(*moments, pool_ids, self._likeness)
+        return moments
 
     @property
     def pool_ids(self) -> np.ndarray:

@@ -24,6 +24,7 @@ RESULTS = (
     ("inference", "predictions and AP of each category"),
     ("ledger", "each score of a pasted instance, and what was decided"),
     ("auditions", "each score of an audition"),
+    ("likeness.npz", "how probable a pretrained network finds each cut-out's category"),
     ("decisions", "pictures of pasted instances, by score"),
     ("pool", "instances that were drawn while training"),
 )
@@ -111,7 +112,9 @@ def _pastes(cfg: CfgNode) -> str:
         pool = cfg.GAL.POOL
         sampler += f" (one of the {pool.BEST} best of {pool.CANDIDATES}; "
         images = cfg.GAL.AUDITION.IMAGES
-        sampler += f"auditions on {images:g} images an image)" if images else "no auditions)"
+        sampler += f"auditions on {images:g} images an image" if images else "no auditions"
+        network = cfg.GAL.LIKENESS.TIMM or cfg.GAL.LIKENESS.CLIP
+        sampler += f"; likeness by {network})" if network else "; no likeness)"
     return (
         f"{node.MIN_PASTES} to {node.MAX_PASTES} an image{real}, blend {node.BLEND}, "
         f"sampler {sampler}"

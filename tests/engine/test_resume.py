@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import timm
 import torch
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
@@ -128,14 +129,22 @@ def test_the_published_recipe_killed_and_resumed_is_bit_for_bit_the_same(
 
 
 @pytest.mark.parametrize(
-    ("policy", "period"), [("quantile", 1), pytest.param("always", 2, marks=pytest.mark.slow)]
+    ("policy", "period", "network"),
+    [
+        ("quantile", 1, "resnet10t"),
+        pytest.param("always", 2, "", marks=pytest.mark.slow),
+    ],
 )
 def test_the_loop_killed_and_resumed_is_bit_for_bit_the_same(
-    lvis_root, repository, tmp_path, policy, period
+    lvis_root, repository, tmp_path, policy, period, network
 ):
-    """Auditions, posterior, draws and decisions: weights, what is known, all rows."""
+    """Likeness, auditions, posterior, draws, decisions: weights, what is known, all rows."""
     options = (*LOOP, "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]", "GAL.SCORER.PERIOD", str(period))
     options += ("GAL.ACCEPT.POLICY", policy)
+    if network:
+        torch.save(timm.create_model(network).state_dict(), tmp_path / "network.pth")
+        options += ("GAL.LIKENESS.TIMM", network)
+        options += ("GAL.LIKENESS.WEIGHTS", str(tmp_path / "network.pth"))
     straight, resumed = kill_and_resume(
         lvis_root, repository, tmp_path, *options, config="lvis_gal"
     )

@@ -64,12 +64,14 @@ TAKES_EFFECT = {
     ],
     "pasting": [("GAL.COPY_PASTE.MAX_PASTES", 2), ("GAL.COPY_PASTE.ENABLED", False)],
     "allowed cut-outs": [("GAL.POOL.ALLOW_LIST", "list.parquet")],
-    "draw from the posterior, auditions": [
+    "draw from the posterior, auditions, likeness": [
         ("GAL.POOL.CANDIDATES", 5),
         ("GAL.POOL.BEST", 1),
         ("GAL.POOL.TEMPERATURE", 0.1),
         ("GAL.AUDITION.IMAGES", 0.9),
         ("GAL.AUDITION.PERIOD", 9),
+        ("GAL.LIKENESS.TIMM", "resnet10t"),
+        ("GAL.LIKENESS.WEIGHT", 0.5),
     ],
     "generator": [("GAL.GENERATOR.ENABLED", True), ("GAL.GENERATOR.PERIOD", 9)],
     "scoring on or off": [("GAL.SCORER.ENABLED", False), ("GAL.SCORER.PICTURE_PERIOD", 9)],

@@ -27,19 +27,33 @@ def test_what_is_poor_for_sure_is_not_asked_again():
     rng = np.random.default_rng(0)
     candidates = np.tile(np.array([[1, 2, 4, 5, 9]]), (50, 1))
     # 9 was never scored: of the better half, it is known least.
-    assert choose_for_audition(candidates, posterior, rng).tolist() == [9]
+    assert choose_for_audition(candidates, posterior, rng, 10).tolist() == [9]
     candidates = np.tile(np.array([[1, 2, 3, 4, 5]]), (50, 1))
-    assert choose_for_audition(candidates, posterior, rng).tolist() == [5]
+    assert choose_for_audition(candidates, posterior, rng, 10).tolist() == [5]
 
 
 def test_of_a_new_pool_all_are_asked_alike_and_none_twice():
     posterior, rng = Posterior(1), np.random.default_rng(0)
     counts = np.zeros(40)
     for _ in range(200):
-        chosen = choose_for_audition(rng.integers(40, size=(20, 8)), posterior, rng)
+        chosen = choose_for_audition(rng.integers(40, size=(20, 8)), posterior, rng, 10)
         assert len(np.unique(chosen)) == len(chosen)
         counts[chosen] += 1
     assert counts.min() > 0.6 * counts.mean() and counts.max() < 1.4 * counts.mean()
+
+
+def test_a_class_that_becomes_known_late_catches_up():
+    posterior, rng = Posterior(2), np.random.default_rng(0)
+    classes = np.repeat([0, 1], 20)
+    for step in range(60):
+        known = [0] if step < 30 else [0, 1]
+        of_row = rng.choice(known, size=12)
+        rows = np.stack([rng.choice(np.flatnonzero(classes == c), size=8) for c in of_row])
+        chosen = choose_for_audition(rows, posterior, rng, 6)
+        scores = scored(chosen, rng.normal(size=len(chosen)), area=1e6, gt_class=classes[chosen])
+        posterior.update(scores, step, source=AUDITION)
+    early, late = (posterior.auditions(np.flatnonzero(classes == c)).mean() for c in (0, 1))
+    assert late > 0.5 * early
 
 
 def test_what_waits_in_a_growing_pool_is_what_all_of_it_would_say(tmp_path: Path):

@@ -47,7 +47,7 @@ def test_a_judged_cut_out_is_not_auditioned_for_what_is_known():
     posterior = learned()
     posterior.judged = np.array([8, 9]), np.array([-1, 1], np.int8)
     rows = np.tile(np.array([6, 7, 8, 9]), (50, 1))
-    asked = choose_for_audition(rows, posterior, np.random.default_rng(0))
+    asked = choose_for_audition(rows, posterior, np.random.default_rng(0), 9)
     assert set(asked.tolist()) <= {6, 7}
 
 
