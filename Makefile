@@ -38,7 +38,7 @@ WEIGHTS ?= output/miniature_gal/model_final.pth
 
 setup: $(VENV)/.complete
 
-$(VENV)/.demo: setup.py pyproject.toml tools/install_detectron2.py tools/fetch_efficientnet.py
+$(VENV)/.demo: setup.py pyproject.toml tools/install_detectron2.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "GAL-D2 needs Python >= 3.10: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -46,7 +46,6 @@ $(VENV)/.demo: setup.py pyproject.toml tools/install_detectron2.py tools/fetch_e
 	$(call install,$(TORCH_BUILD) $(TORCH),$(TORCH))
 	$(BIN)/python tools/install_detectron2.py
 	$(call install,--editable '.[testbeds]',--editable '.[testbeds]')
-	$(BIN)/python tools/fetch_efficientnet.py
 	touch $@
 
 $(VENV)/.complete: $(VENV)/.demo tools/fetch_u2netp.py

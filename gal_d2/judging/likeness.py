@@ -3,9 +3,8 @@
 A detector learns rare classes late, and says little about their cut-outs until then. A network that
 was trained on other pictures (ImageNet's, or CLIP's) needs a few real objects of each category to
 tell categories apart: :class:`Likeness` fits a linear classifier to its vectors of them. To be like
-the category's real objects says less than to be more like them than like those of others: on the
-street photographs the AUC of good against bad cut-outs is printed for both by
-``benchmarks/likeness.py``.
+the category's real objects says less than to be more like them than like those of others:
+``benchmarks/likeness.py`` measures both.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from gal_d2.generation.model_filters import ImageEmbedder, RealCrops, RealRefere
 from gal_d2.modeling.timm_embedder import TimmEmbedder
 from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
-from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses, merged
+from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses
 from gal_d2.selection.posterior import Posterior
 
 logger = logging.getLogger(__name__)
@@ -42,6 +41,7 @@ LIKENESS_FILE = "likeness.npz"  # in OUTPUT_DIR
 REAL_OBJECTS = 30  # of each category, the largest
 _KEYS = ("GAL.LIKENESS.WEIGHTS", "GAL.LIKENESS.TIMM")
 _GROUP = 64  # cut-outs that are in memory at a time
+_KEPT_EVERY = 4096  # cut-outs of each process
 _PENALTY = 0.5  # half the sum of squared weights, against the mean loss of the real objects
 _MAX_ITERATIONS = 200
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -260,7 +260,7 @@ class LikenessHook(HookBase):
         self.posterior, self.pool, self.reader = posterior, pool, reader
         self.build, self.kept, self.period = build, kept, period
         self._likeness: Likeness | None = None
-        self._pool_size = 0
+        self._shards: frozenset[str] = frozenset()
 
     def before_train(self) -> None:
         is_main = comm.is_main_process()
@@ -279,36 +279,38 @@ class LikenessHook(HookBase):
         self.reader.refresh()
         if self._likeness is None:
             self._likeness = self.build()
-        found = self._values(new[comm.get_rank() :: comm.get_world_size()])
-        for part in comm.all_gather(found):
-            self.posterior.add_likeness(part)
-        if comm.is_main_process():
-            self.kept.write(self.posterior.likeness)
-            logger.info("%d cut-outs were compared with real objects.", len(new))
+        rank, world = comm.get_rank(), comm.get_world_size()
+        is_main = comm.is_main_process()
+        # What is interrupted loses the last part only.
+        size = _KEPT_EVERY * world
+        with tqdm(total=len(new), desc="comparing", unit=" cut-outs", disable=None) as bar:
+            for start in range(0, len(new), size):
+                part = new[start : start + size]
+                found = comm.all_gather(self._values(part[rank::world]))
+                self.posterior.add_likeness(tuple(map(np.concatenate, zip(*found, strict=True))))
+                if is_main:
+                    self.kept.write(self.posterior.likeness)
+                bar.update(len(part))
+        logger.info("%d cut-outs were compared with real objects.", len(new))
 
     def _new_ids(self) -> np.ndarray:
         pool = self.pool()
-        if len(pool) == self._pool_size:
-            return np.empty(0, np.int64)
-        self._pool_size = len(pool)
-        return np.setdiff1d(pool.all_ids(), self.posterior.likeness[0], assume_unique=True)
+        shards = frozenset(pool.shards)
+        ids = pool.ids_in(shards - self._shards)
+        self._shards = shards
+        return np.setdiff1d(ids, self.posterior.likeness[0], assume_unique=True)
 
     def _values(self, pool_ids: np.ndarray) -> Likenesses:
-        found = NOTHING_COMPARED
+        values = np.full(len(pool_ids), np.nan, np.float32)
         categories = self.reader.category_of(pool_ids)
-        bar = tqdm(total=len(pool_ids), desc="comparing", unit=" cut-outs", disable=None)
         for category in np.unique(categories).tolist():
-            mine = pool_ids[categories == category]
-            for start in range(0, len(mine), _GROUP):
-                part = mine[start : start + _GROUP]
-                cut_outs = [self._read(pool_id) for pool_id in part.tolist()]
-                there = np.array([rgba is not None for rgba in cut_outs])
-                values = np.full(len(part), np.nan, np.float32)
-                values[there] = self._likeness.of(category, [c for c in cut_outs if c is not None])
-                found = merged(found, (part, values))
-                bar.update(len(part))
-        bar.close()
-        return found
+            mine = np.flatnonzero(categories == category)
+            for rows in np.split(mine, range(_GROUP, len(mine), _GROUP)):
+                cut_outs = [self._read(pool_id) for pool_id in pool_ids[rows].tolist()]
+                readable = rows[[rgba is not None for rgba in cut_outs]]
+                there = [rgba for rgba in cut_outs if rgba is not None]
+                values[readable] = self._likeness.of(category, there)
+        return pool_ids, values
 
     def _read(self, pool_id: int) -> np.ndarray | None:
         try:

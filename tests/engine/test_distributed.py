@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.utils import comm
 from small_model import FROM_SCRATCH, SMALL_MODEL
 
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
+from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.snapshots import Snapshots
 from gal_d2.setup.arguments import argument_parser
 from gal_d2.setup.launch import launch
@@ -25,6 +27,7 @@ def train_and_save_weights(args, folder: Path) -> None:
     trainer.train()
     weights = {k: v.detach().clone() for k, v in trainer.model.module.named_parameters()}
     state = {"weights": weights, "positions": positions, "judge": trainer.judge.state_dict()}
+    state["likeness"] = [torch.from_numpy(a) for a in trainer.judge.posterior.likeness]
     torch.save(state, folder / f"rank{comm.get_rank()}.pth")
 
 
@@ -58,19 +61,24 @@ def test_weights_stay_the_same_on_both_processes(
 ):
     monkeypatch.chdir(lvis_root)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "network.pth")
     args = argument_parser().parse_args(
         ["--config-file", str(repository / "configs/lvis_gal.yaml"), "--num-gpus", "0"]
         + [*SMALL_MODEL, *FROM_SCRATCH, "SOLVER.MAX_ITER", "3", "SEED", "1"]
         + ["DATASETS.TEST", "()", "OUTPUT_DIR", str(tmp_path / "output")]
         + ["GAL.POOL.SAMPLER", "posterior", "GAL.SNAPSHOTS.PERIOD", "1"]
         + ["GAL.AUDITION.PERIOD", "1", "GAL.AUDITION.IMAGES", "1.0"]
-        + ["GAL.SCORER.PERIOD", str(period)]
+        + ["GAL.SCORER.PERIOD", str(period), "GAL.LIKENESS.TIMM", "resnet10t"]
+        + ["GAL.LIKENESS.WEIGHTS", str(tmp_path / "network.pth")]
         + ["GAL.ACCEPT.WARM_UP.MIN_AGE", "0", "GAL.SCORER.LOSS_WEIGHTS", "[0.0, 0.0]"]
     )
     launch(train_and_save_weights, num_gpus=0, num_cpu_processes=2, args=(args, tmp_path))
     first, second = (torch.load(tmp_path / f"rank{r}.pth") for r in (0, 1))
     assert all(torch.equal(v, second["weights"][k]) for k, v in first["weights"].items())
     assert_same_tensors(first["judge"], second["judge"])
+    # each looked at half of the pool, and knows what the other one found
+    assert_same_tensors(first["likeness"], second["likeness"])
+    assert len(first["likeness"][0]) == len(InstancePool(lvis_root / "datasets/lvis_pool"))
     # the sampler's view is that of the main process, of which both hold the state
     posterior = first["judge"]["posterior"]
     assert posterior["ids"].numel() > 0

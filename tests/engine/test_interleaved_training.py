@@ -144,7 +144,6 @@ def test_two_processes_see_the_same_pool(lvis_root, repository, candidates, tmp_
 def test_from_an_empty_pool_within_the_trainer(train, miniature, tmp_path):
     train(
         *(miniature, "miniature_interleaved", "OUTPUT_DIR", str(tmp_path)),
-        *("GAL.LIKENESS.TIMM", ""),
         *("GAL.GENERATOR.PERIOD", "3", "GAL.GENERATOR.BATCH", "8", "GAL.SNAPSHOTS.PERIOD", "3"),
     )
     assert_generated_scored_accepted_and_reused(tmp_path, tmp_path / "pool")
@@ -157,7 +156,7 @@ def test_from_an_empty_pool_within_the_trainer(train, miniature, tmp_path):
 def test_from_an_empty_pool_beside_the_trainer(repository, miniature, tmp_path):
     """The tool itself, whose main module the generator's process imports."""
     arguments = command_line(
-        *(repository, "miniature_gal", "OUTPUT_DIR", str(tmp_path), "GAL.LIKENESS.TIMM", ""),
+        *(repository, "miniature_gal", "OUTPUT_DIR", str(tmp_path)),
         *("GAL.GENERATOR.ENABLED", "True", "GAL.GENERATOR.MODE", "async"),
         *("GAL.GENERATOR.NAME", "cutouts", "GAL.GENERATOR.FILTER.NAMES", "[]"),
         *("GAL.GENERATOR.CANDIDATES", "datasets/miniature/pool"),

@@ -101,7 +101,7 @@ def test_other_modes(config, options, train_on_cuda, lvis_root, tmp_path):
 def test_evaluation(train_on_cuda, miniature, tmp_path):
     train_on_cuda(
         *(miniature, "miniature_gal", "OUTPUT_DIR", str(tmp_path)),
-        *("DATASETS.TEST", "('miniature_val',)", "GAL.LIKENESS.TIMM", ""),
+        *("DATASETS.TEST", "('miniature_val',)"),
     )
     assert {"bbox/AP", "segm/APr"} <= set(last_metrics(tmp_path))
 

@@ -100,7 +100,8 @@ def never() -> Likeness:
     raise AssertionError("there is nothing new to look at")
 
 
-def test_each_cut_out_is_looked_at_once(tmp_path, caplog):
+def test_each_cut_out_is_looked_at_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("gal_d2.judging.likeness._KEPT_EVERY", 2)
     embedder, kept = MeanColour(), LikenessFile(tmp_path / LIKENESS_FILE, "a network")
     posterior = Posterior(1, likeness_weight=1.5)
     root = tmp_path / "pool"
