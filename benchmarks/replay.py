@@ -61,10 +61,13 @@ class Variant:
     likeness: bool = True
 
 
+# Of runs with GAL.LIKENESS.
+LIKENESS_VARIANTS = (
+    Variant("likeness alone", sources=()),
+    Variant("without the likeness", likeness=False),
+)
 VARIANTS = (
     Variant("as it is"),
-    Variant("likeness alone (`GAL.LIKENESS`)", sources=()),
-    Variant("without the likeness", likeness=False),
     Variant("auditions alone", sources=(AUDITION,)),
     Variant("training alone", sources=(TRAINING,)),
     Variant("half of the auditions", share=0.5),
@@ -188,7 +191,8 @@ def main(args: argparse.Namespace) -> None:
     met = category >= 0
     is_good, category, ambiguous = truth.kind[met] == GOOD, category[met], truth.ambiguous[met]
     rows = []
-    for variant in VARIANTS:
+    asked = any(len(run.likeness[0]) for run in runs)
+    for variant in (*VARIANTS, *(LIKENESS_VARIANTS if asked else ())):
         values = [replay(run, variant, cfg, truth.pool_id[met]) for run in runs]
         cells = [
             spread([mean_auc(value[t, m], category[m], is_good[m]) for value in values], digits=3)
