@@ -26,8 +26,7 @@ from documents import check_document, markdown_table, show
 from separation import auc
 
 from gal_d2.datasets.registration import load_metadata
-from gal_d2.generation.cutting import on_white
-from gal_d2.generation.model_filters import RealCrops
+from gal_d2.generation.model_filters import ClipImageFilter, RealCrops
 from gal_d2.judging.likeness import REAL_OBJECTS, Likeness, load_embedder
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.setup.configuration import load_config
@@ -54,14 +53,16 @@ def by_category(cfg: CfgNode, truth: PoolTruth) -> Iterator[tuple[str, str, np.n
     start = time.process_time()
     likeness = Likeness(embedder, reference, sorted(class_of, key=class_of.get))
     print(f"real objects: {time.process_time() - start:.1f} CPU seconds")
+    image_filter = ClipImageFilter(embedder, reference)
     pool = InstancePool(cfg.GAL.POOL.ROOT)
     start = time.process_time()
     for category in pool.category_ids.tolist():
         ids = pool.ids(category)
         cut_outs = [pool.get(int(pool_id)).rgba for pool_id in ids]
-        mean = embedder.embed_images(reference.pictures(category)).mean(0)
-        cosine = embedder.embed_images([on_white(rgba) for rgba in cut_outs]) @ mean
-        values = {"cosine": cosine, "probability": likeness.of(category, cut_outs)}
+        values = {
+            "cosine": image_filter.likeness(category, cut_outs),
+            "probability": likeness.of(category, cut_outs),
+        }
         index = class_of[category]
         is_good = truth.kind[truth.rows(ids)] == GOOD
         frequency = metadata.category_frequency[index]

@@ -22,7 +22,6 @@ from gal_d2.copy_paste.scale import draw_sized
 from gal_d2.datasets.records import object_classes
 from gal_d2.errors import UserError
 from gal_d2.files.image_file import UnreadableImageError, WarnOnce, read_training_image
-from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
 
 logger = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class AuditionImages(Dataset):
         if not canvases:
             canvases.append(self._open_canvas(scene_rng))
         rng = np.random.default_rng((self.seed, pool_id, number))
-        rgba = self._read_cut_out(pool_id)
+        rgba = self.pool.get_rgba(pool_id)
         sized = None if rgba is None else self._sized(rgba, pool_id, canvases[0].frame, rng)
         if sized is None:
             canvases[0].masks.append(None)
@@ -152,12 +151,6 @@ class AuditionImages(Dataset):
         canvas.boxes.append(placement.box)
         canvas.placements.append(placement)
         canvas.masks.append(placement.mask)
-
-    def _read_cut_out(self, pool_id: int) -> np.ndarray | None:
-        try:
-            return self.pool.get(pool_id).rgba
-        except CorruptCutOutError:  # the pool has logged it
-            return None
 
     def _sized(
         self, rgba: np.ndarray, pool_id: int, frame: Frame, rng: np.random.Generator

@@ -172,7 +172,7 @@ def build_audition_hook(trainer: GALTrainer) -> AuditionHook:
         period=cfg.GAL.AUDITION.PERIOD,
         images=cfg.GAL.AUDITION.IMAGES,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        weight=category_weights(cfg) if cfg.GAL.POOL.SAMPLER == "posterior" else None,
+        weight=category_weights(cfg),
         is_growing=is_growing,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
     )

@@ -9,7 +9,6 @@ from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 
 from gal_d2.judging.auditions import AuditionHook
-from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.reporting.cut_outs import varied
 from gal_d2.selection.posterior import Posterior
@@ -97,11 +96,7 @@ class KeyPicturesHook(HookBase):
             rows = varied(order, category_id)
             cells, captions = [], []
             for row in rows:
-                try:
-                    rgba = pool.get(int(pool_ids[row])).rgba
-                except CorruptCutOutError:  # the pool has logged it
-                    rgba = None
-                cells.append(on_neutral(rgba, _CELL))
+                cells.append(on_neutral(pool.get_rgba(pool_ids[row]), _CELL))
                 class_index = self.class_of_category[int(category_id[row])]
                 captions.append(f"{self.class_names[class_index][:9]} {value[row]:+.2f}")
             if cells:

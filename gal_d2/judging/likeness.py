@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,13 +23,12 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from gal_d2.errors import UserError
-from gal_d2.files.atomic_file import replacing
-from gal_d2.files.checksum import crc32_of, require_intact, seal_zip
+from gal_d2.files.checksum import crc32_of
+from gal_d2.files.sealed_arrays import DAMAGE, read_arrays, write_arrays
 from gal_d2.generation.clip import ClipScorer
 from gal_d2.generation.cutting import on_white
 from gal_d2.generation.model_filters import ImageEmbedder, RealCrops, RealReference
 from gal_d2.modeling.timm_embedder import TimmEmbedder
-from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses
 from gal_d2.selection.posterior import Posterior
@@ -41,10 +39,11 @@ LIKENESS_FILE = "likeness.npz"  # in OUTPUT_DIR
 REAL_OBJECTS = 30  # of each category, the largest
 _KEYS = ("GAL.LIKENESS.WEIGHTS", "GAL.LIKENESS.TIMM")
 _GROUP = 64  # cut-outs that are in memory at a time
-_KEPT_EVERY = 4096  # cut-outs of each process
+_KEPT_EVERY = 4096  # cut-outs of each process, or more: all are in this many parts at most
+_MAX_PARTS = 64
 _PENALTY = 0.5  # half the sum of squared weights, against the mean loss of the real objects
 _MAX_ITERATIONS = 200
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_DAMAGE = (*DAMAGE, KeyError)
 
 
 class Likeness:
@@ -198,11 +197,8 @@ class LikenessFile:
             UserError: it cannot be written.
         """
         try:
-            with replacing(self.path) as temporary:
-                with temporary.open("wb") as file:
-                    arrays = {"pool_ids": likeness[0], "values": likeness[1]}
-                    np.savez(file, made_with=np.array(self.made_with), **arrays)
-                seal_zip(temporary)
+            arrays = {"pool_ids": likeness[0], "values": likeness[1]}
+            write_arrays(self.path, arrays | {"made_with": np.array(self.made_with)})
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror or error}): free some space or "
@@ -228,9 +224,8 @@ def stored_likeness(output_dir: Path) -> Likenesses:
 
 
 def _read(path: Path) -> tuple[str, Likenesses]:
-    require_intact(path)
-    with np.load(path, allow_pickle=False) as arrays:
-        return str(arrays["made_with"]), (arrays["pool_ids"], arrays["values"])
+    arrays = read_arrays(path)
+    return str(arrays["made_with"]), (arrays["pool_ids"], arrays["values"])
 
 
 class LikenessHook(HookBase):
@@ -281,8 +276,8 @@ class LikenessHook(HookBase):
             self._likeness = self.build()
         rank, world = comm.get_rank(), comm.get_world_size()
         is_main = comm.is_main_process()
-        # What is interrupted loses the last part only.
-        size = _KEPT_EVERY * world
+        # What is interrupted loses the last part only; all that is known is stored with each part.
+        size = max(_KEPT_EVERY * world, len(new) // _MAX_PARTS)
         with tqdm(total=len(new), desc="comparing", unit=" cut-outs", disable=None) as bar:
             for start in range(0, len(new), size):
                 part = new[start : start + size]
@@ -306,14 +301,8 @@ class LikenessHook(HookBase):
         for category in np.unique(categories).tolist():
             mine = np.flatnonzero(categories == category)
             for rows in np.split(mine, range(_GROUP, len(mine), _GROUP)):
-                cut_outs = [self._read(pool_id) for pool_id in pool_ids[rows].tolist()]
+                cut_outs = [self.reader.get_rgba(pool_id) for pool_id in pool_ids[rows].tolist()]
                 readable = rows[[rgba is not None for rgba in cut_outs]]
                 there = [rgba for rgba in cut_outs if rgba is not None]
                 values[readable] = self._likeness.of(category, there)
         return pool_ids, values
-
-    def _read(self, pool_id: int) -> np.ndarray | None:
-        try:
-            return self.reader.get(pool_id).rgba
-        except CorruptCutOutError:  # the pool has logged it
-            return None

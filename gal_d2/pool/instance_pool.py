@@ -204,6 +204,17 @@ class InstancePool:
             cut_out = replace(cut_out, category_id=category_id)
         return cut_out
 
+    def get_rgba(self, pool_id: int) -> np.ndarray | None:
+        """The picture of one cut-out, (h, w, 4) uint8; None, and a warning, if it is corrupt.
+
+        Raises:
+            KeyError: the id is not in the pool.
+        """
+        try:
+            return self.get(pool_id).rgba
+        except CorruptCutOutError:  # :meth:`get` has logged it
+            return None
+
     def get_encoded(self, pool_id: int) -> dict:
         """What is stored of a cut-out, by the names of ``gal_d2.pool.shard.SCHEMA``; not decoded.
 

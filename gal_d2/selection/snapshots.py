@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,8 +30,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from gal_d2.errors import UserError
-from gal_d2.files.atomic_file import remove_temporaries, replacing
-from gal_d2.files.checksum import require_intact, seal_zip
+from gal_d2.files.atomic_file import remove_temporaries
+from gal_d2.files.sealed_arrays import DAMAGE, read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -122,10 +121,8 @@ class Snapshots:
         if number == 0 and not path.exists():
             return {}
         try:
-            require_intact(path)
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return read_arrays(path)
+        except DAMAGE as error:
             raise UserError(
                 f"The snapshot {path}, which the samples of steps from {number * self.period} on "
                 f"need, cannot be read ({error}): resume in the OUTPUT_DIR that the checkpoint was "
@@ -143,10 +140,7 @@ class Snapshots:
         path = self.path(number)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                with temporary.open("wb") as file:
-                    np.savez(file, **arrays)
-                seal_zip(temporary)
+            write_arrays(path, arrays)
         except OSError as error:
             raise UserError(
                 f"The snapshot {path} cannot be written ({error.strerror or error}): free some "
