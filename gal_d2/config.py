@@ -109,8 +109,9 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # POOL_SAMPLER_REGISTRY.
     gal.POOL.SAMPLER = "uniform_class"
     # "posterior": CANDIDATES cut-outs of the class are drawn uniformly; one of the BEST of them is
-    # pasted, uniformly. Their values are drawn from the posterior, whose standard deviations are
-    # multiplied by TEMPERATURE at the first step, and by 0 at the last.
+    # pasted, uniformly (one of more of them where most cut-outs help). Their values are drawn from
+    # the posterior, whose standard deviations are multiplied by TEMPERATURE at the first step, and
+    # by 0 at the last.
     gal.POOL.CANDIDATES = 12
     gal.POOL.BEST = 3
     gal.POOL.TEMPERATURE = 0.7

@@ -22,8 +22,10 @@ class KeyFiguresHook(HookBase):
     ``gal/pastes_r`` and ``gal/paste_share_r`` (their number and share by frequency group),
     ``gal/helpful`` (share of them that the posterior places above their category's candidates, of
     those it knows), ``gal/audition_share`` (of all scores), ``gal/separation`` (see
-    :func:`gal_d2.selection.draw.separation`). They stand beside ``gal/accepted`` and others of each
-    step. Register it after auditions and before the writers, in the main process alone.
+    :func:`gal_d2.selection.draw.separation`), ``gal/pool_helping`` (mean of
+    :meth:`gal_d2.selection.posterior.Posterior.helping`). They stand beside ``gal/accepted`` and
+    others of each step. Register it after auditions and before the writers, in the main process
+    alone.
 
     Args:
         judge: of the trainer.
@@ -70,6 +72,9 @@ class KeyFiguresHook(HookBase):
                 figures["gal/audition_share"] = self._auditions / scores
         if self.judge.posterior is not None and len(self.judge.posterior) > 1:
             figures["gal/separation"] = separation_of(self.judge.posterior)
+            helping = self.judge.posterior.helping()
+            if np.isfinite(helping).any():
+                figures["gal/pool_helping"] = float(np.nanmean(helping))
             belief = self.judge.posterior.get(pasted)
             known = belief.count > 0
             if known.any():

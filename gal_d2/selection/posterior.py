@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from scipy.special import ndtr
 from torch import Tensor
 
 from gal_d2.distributed import gather_columns
@@ -35,7 +36,12 @@ from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection.draw import posterior_moments, value_of
 from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses, merged, with_likeness
-from gal_d2.selection.signals import ceiling_of, check_signals, signal_column
+from gal_d2.selection.signals import (
+    ceiling_of,
+    check_signals,
+    signal_column,
+    tells_help_from_harm,
+)
 from gal_d2.selection.slot_index import SlotIndex
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
 
@@ -372,6 +378,25 @@ class Posterior:
         counts[slots >= 0] = self._auditions[slots[slots >= 0]]
         return counts
 
+    def helping(self) -> np.ndarray:
+        """The share of each class's cut-outs that help, as far as it can be trusted.
+
+        By the first signal that is a cosine: with level l and spread d of a class's auditions, its
+        share is Phi(l / d). A class's own level is less certain than the mean of all classes, h, so
+        the share is taken to be (h + own) / 2, and h at most.
+
+        Returns:
+            (C,) in [0, 1]; NaN for a class without auditions, or without such a signal.
+        """
+        cosines = [s for s, name in enumerate(self.signals) if tells_help_from_harm(name)]
+        if not cosines:
+            return np.full(self.num_classes, np.nan)
+        level = self._average(self._level, AUDITION)[:, cosines[0]]
+        own = ndtr(level / self._spread(AUDITION)[:, cosines[0]])
+        known = np.isfinite(own)
+        of_all = own[known].mean() if known.any() else np.nan
+        return np.minimum(of_all, (of_all + own) / 2)
+
     # -- Snapshots and checkpoints
 
     def take_changes(self, everything: bool = False) -> dict[str, np.ndarray]:
@@ -379,10 +404,10 @@ class Posterior:
 
         Returns:
             ``pool_ids`` (n,) int64 ascending, ``weight`` and ``mean`` (n, S) float32, ``step``,
-            ``prior_count``, ``weights`` and ``ceilings`` (S,) of the value, and all verdicts:
-            ``judged_ids`` (J,) int64 ascending and ``judged_signs`` (J,) int8. With the likeness,
-            weights and ceilings have one more entry, and there are the new ones' ``alike_ids``
-            (L,) int64 ascending and ``alike_values`` (L,) float32.
+            ``prior_count``, ``weights`` and ``ceilings`` (S,) of the value, ``helping`` (C,)
+            float32, and all verdicts: ``judged_ids`` (J,) int64 ascending and ``judged_signs`` (J,)
+            int8. With the likeness, weights and ceilings have one more entry, and there are the new
+            ones' ``alike_ids`` (L,) int64 ascending and ``alike_values`` (L,) float32.
         """
         size = len(self)
         rows = np.arange(size) if everything else np.flatnonzero(self._changed[:size])
@@ -401,6 +426,7 @@ class Posterior:
             "prior_count": np.array(self.prior_count),
             "weights": self.weights,
             "ceilings": self.ceilings,
+            "helping": self.helping().astype(np.float32),
             "judged_ids": self.judged[0],
             "judged_signs": self.judged[1],
         }

@@ -82,6 +82,7 @@ class PosteriorView:
         self._weight = self._mean = np.empty((0, 1), np.float32)
         self._step, self._prior_count = 0, 1.0
         self._weights, self._ceilings = np.ones(1), np.full(1, np.inf)
+        self._helping = np.empty(0, np.float32)
         self._judged = NOTHING_JUDGED
         self._likeness = None
 
@@ -139,6 +140,7 @@ class PosteriorView:
         self._ids = np.insert(self._ids, place[new], ids[new])
         self._step, self._prior_count = int(arrays["step"]), float(arrays["prior_count"])
         self._weights, self._ceilings = arrays["weights"], arrays["ceilings"]
+        self._helping = arrays.get("helping", self._helping)  # none in earlier releases
         if "alike_ids" in arrays:
             new = arrays["alike_ids"], arrays["alike_values"]
             self._likeness = merged(self._likeness or NOTHING_COMPARED, new)
@@ -180,6 +182,17 @@ class PosteriorView:
         if self._likeness is not None:
             moments = with_likeness(*moments, pool_ids, self._likeness)
         return moments
+
+    def helping(self, classes: np.ndarray) -> np.ndarray:
+        """Shares of classes' cut-outs that help (:meth:`Posterior.helping`); NaN: not known.
+
+        Args:
+            classes: (n,) class indices.
+        """
+        share = np.full(len(classes), np.nan)
+        known = classes < len(self._helping)
+        share[known] = self._helping[classes[known]]
+        return share
 
     @property
     def pool_ids(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from detectron2.utils.registry import Registry
 from gal_d2.datasets.statistics import image_counts
 from gal_d2.errors import UserError, some_of
 from gal_d2.pool.instance_pool import InstancePool
-from gal_d2.selection.draw import choose_from_best
+from gal_d2.selection.draw import choose_from_best, widened
 from gal_d2.selection.posterior_view import PosteriorView
 from gal_d2.selection.snapshots import Snapshots
 
@@ -87,16 +87,18 @@ class UniformClassSampler:
         """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
         if len(self.categories) == 0:
             return np.empty(0, dtype=np.int64)
-        return self.draw_candidates(num, 1, rng)[:, 0]
+        return self.draw_candidates(self.draw_categories(num, rng), 1, rng)[:, 0]
 
     def draw_categories(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         """(rows,) ids of categories, with replacement."""
         return self.categories[rng.integers(len(self.categories), size=rows)]
 
-    def draw_candidates(self, rows: int, num: int, rng: np.random.Generator) -> np.ndarray:
-        """(rows, num) int64 pool ids: a category for each row, then its cut-outs uniformly."""
-        pool_ids = np.empty((rows, num), dtype=np.int64)
-        for row, category in enumerate(self.draw_categories(rows, rng)):
+    def draw_candidates(
+        self, categories: np.ndarray, num: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """(rows, num) int64 pool ids: for each row cut-outs of its category, uniformly."""
+        pool_ids = np.empty((len(categories), num), dtype=np.int64)
+        for row, category in enumerate(categories):
             of_category = self.pool.ids(int(category))
             pool_ids[row] = of_category[rng.integers(len(of_category), size=num)]
         return pool_ids
@@ -112,7 +114,8 @@ class DrawRule:
 
     Attributes:
         candidates: K, how many are looked at, drawn uniformly.
-        best: one of this many best of them is taken, uniformly.
+        best: one of this many best of them is taken, uniformly; of more where most cut-outs help,
+            see :func:`gal_d2.selection.draw.widened`.
         temperature: factor on what is uncertain about them at the first step; 0: by the expected
             value.
         steps: of the training, over which the temperature falls to 0 linearly; None: it stays.
@@ -154,7 +157,8 @@ class PosteriorSampler(UniformClassSampler):
 
     K candidates are drawn uniformly, each gets a value drawn from its posterior, and one of the
     best few is taken, uniformly. So what is probably good is pasted most, and all of it alike; what
-    is uncertain has its chance; and a paste costs the same whatever the size of the pool.
+    is uncertain has its chance; where little is bad, little is left out; and a paste costs the same
+    whatever the size of the pool.
 
     Args:
         pool, category_ids: as for :class:`UniformClassSampler`.
@@ -181,9 +185,12 @@ class PosteriorSampler(UniformClassSampler):
         if len(self.categories) == 0:
             return np.empty(0, dtype=np.int64)
         self.view.follow(step)
-        pool_ids = self.draw_candidates(num, self.rule.candidates, rng)
+        categories = self.draw_categories(num, rng)
+        pool_ids = self.draw_candidates(categories, self.rule.candidates, rng)
         values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
-        return pool_ids[np.arange(num), choose_from_best(values, self.rule.best, rng)]
+        classes = np.searchsorted(self._dataset_ids, categories)  # contiguous, by ascending id
+        best = widened(self.rule.best, self.rule.candidates, self.view.helping(classes))
+        return pool_ids[np.arange(num), choose_from_best(values, best, rng)]
 
     def draw_categories(self, rows: int, rng: np.random.Generator) -> np.ndarray:
         categories = self.categories

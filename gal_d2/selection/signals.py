@@ -60,3 +60,8 @@ def ceiling_of(signal: str) -> float:
     head = match[1]
     classifies = head in HEAD_LOSS_REGISTRY and HEAD_LOSS_REGISTRY.get(head).classifies
     return 100.0 if classifies else 1.0
+
+
+def tells_help_from_harm(signal: str) -> bool:
+    """Whether the signal is a cosine or dot product: above 0 the cut-out helps, below it harms."""
+    return not signal.endswith("_loss")

@@ -24,7 +24,7 @@ from gal_d2.engine.report_hook import ReportHook
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.engine.wandb_writer import WandbWriter
 from gal_d2.errors import UserError
-from gal_d2.selection.posterior import Posterior
+from gal_d2.selection.posterior import AUDITION, Posterior
 from gal_d2.setup.config_check import require_wandb
 
 
@@ -68,6 +68,7 @@ def test_key_figures_of_a_hundred_steps(tmp_path: Path):
             if step == 120:
                 rows = scored([1, 2, 3, 1, 2, 3], [0.1, 0.5, 0.9, 0.1, 0.5, 0.9])
                 posterior.update(rows, step)
+                posterior.update(scored([1, 2, 3], [0.1, 0.5, 0.9]), step, source=AUDITION)
             hook.after_step()
             if step == 98:
                 assert "gal/distinct" not in storage.latest()
@@ -85,6 +86,8 @@ def test_key_figures_of_a_hundred_steps(tmp_path: Path):
         assert storage.latest()["gal/helpful"] == (pytest.approx(expected.mean()), 149)
         assert 0 < expected.mean() < 1
         value, step = storage.latest()["gal/separation"]
+        helping = storage.latest()["gal/pool_helping"]
+    assert helping == (pytest.approx(np.nanmean(posterior.helping())), 149) and helping[0] > 0.5
     belief = posterior.get(torch.tensor([1, 2, 3]))
     expected, unknown = np.var(belief.mean), np.mean(belief.std**2)
     assert step == 149 and value == pytest.approx(expected / (expected + unknown))

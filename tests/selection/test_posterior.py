@@ -10,7 +10,7 @@ from scored import scored
 from gal_d2.config import add_gal_config
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.selection.draw import choose_from_best, posterior_moments, value_of
+from gal_d2.selection.draw import choose_from_best, posterior_moments, value_of, widened
 from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
 from gal_d2.selection.signals import signal_column
 
@@ -234,3 +234,44 @@ def test_a_class_that_is_nearly_all_bad_does_not_collapse_onto_a_few():
 def test_moments_by_hand():
     mean, std = posterior_moments(np.array([20.0]), np.array([0.9]), 9, 0.5)
     assert mean == pytest.approx([2 * 0.9 / 2.5]) and std == pytest.approx([np.sqrt(0.5 / 3.75)])
+
+
+# -- How many of the cut-outs help
+
+
+def helping(level_of_class, *, signals=("box_score",), source=AUDITION, spread=0.2):
+    """The estimate after 60 scores a class, with this mean of each class's cosines."""
+    rng = np.random.default_rng(3)
+    posterior = Posterior(len(level_of_class) + 1, signals)  # the last class has no scores
+    for step in range(30):
+        classes = np.repeat(np.arange(len(level_of_class)), 2)
+        scores = np.take(level_of_class, classes) + rng.normal(0, spread, len(classes))
+        ids = 100 * classes + rng.integers(100, size=len(classes))
+        posterior.update(contribution(ids, classes.tolist(), scores), step, source=source)
+    return posterior.helping()
+
+
+def test_the_share_that_helps_is_that_of_the_cosines_above_0():
+    share = helping([0.3, 0.3, 0.3])  # Phi(1.5) = 0.93
+    assert share[:3] == pytest.approx([0.93] * 3, abs=0.06)
+    assert np.isnan(share[3])
+    assert helping([0.0, 0.0])[:2] == pytest.approx([0.5, 0.5], abs=0.12)
+
+
+def test_a_class_is_trusted_no_more_than_the_pool():
+    clean, harmful, doubtful, _ = helping([0.4, -0.4, 0.0])
+    assert clean == pytest.approx(0.5, abs=0.08)  # the mean of all; its own is 0.98
+    assert harmful == pytest.approx(0.26, abs=0.08)  # half of all, half its own, 0.02
+    assert doubtful == pytest.approx(0.5, abs=0.08)
+
+
+def test_what_helps_is_not_known_without_auditions_or_a_cosine():
+    assert np.isnan(helping([0.3], source=TRAINING)).all()
+    assert np.isnan(helping([0.3], signals=("box_loss",))).all()
+
+
+def test_as_many_of_the_candidates_are_good_enough_as_help():
+    shares = np.array([np.nan, 0.0, 0.6, 0.66, 0.7, 0.8, 0.9, 1.0])
+    assert widened(3, 12, shares).tolist() == [3, 3, 3, 3, 4, 8, 12, 12]
+    assert widened(1, 1, shares).tolist() == [1] * 8
+    assert widened(5, 8, shares).tolist() == [5, 5, 5, 5, 5, 5, 8, 8]

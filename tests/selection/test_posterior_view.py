@@ -9,7 +9,7 @@ from scored import scored
 
 from gal_d2.scoring.contribution import Contribution
 from gal_d2.selection import snapshots as snapshots_module
-from gal_d2.selection.posterior import Posterior
+from gal_d2.selection.posterior import AUDITION, TRAINING, Posterior
 from gal_d2.selection.posterior_view import PosteriorView, posterior_source
 from gal_d2.selection.snapshots import Snapshots
 
@@ -24,7 +24,8 @@ def write_run(folder, steps: range, posterior: Posterior, rng) -> Snapshots:
     source = posterior_source(posterior.take_changes)
     for step in steps:
         ids = rng.choice(200, size=5, replace=False)
-        posterior.update(contribution(ids, rng.normal(size=5)), step)
+        scores = contribution(ids, rng.normal(size=5))
+        posterior.update(scores, step, source=AUDITION if step % 2 else TRAINING)
         arrays = source(step)
         snapshots.write(step, {f"posterior.{name}": array for name, array in arrays.items()})
     return snapshots
@@ -46,6 +47,8 @@ def test_changes_add_up_to_the_posterior(tmp_path, monkeypatch):
         following.follow(step)
     late.follow(29)
     assert same(following, posterior) and same(late, posterior)
+    expected = np.append(posterior.helping(), np.nan).astype(np.float32)
+    assert np.array_equal(late.helping(np.array([0, 1])), expected, equal_nan=True)
     copied = pickle.loads(pickle.dumps(following))
     copied.follow(29)
     assert same(copied, posterior)

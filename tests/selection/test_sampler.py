@@ -92,7 +92,9 @@ def test_build_by_name(tmp_path: Path) -> None:
         build_pool_sampler(cfg, InstancePool(tmp_path), [1])
 
 
-def view_of(root: Path, ids: np.ndarray, mean: list[float], weight: float) -> PosteriorView:
+def view_of(
+    root: Path, ids: np.ndarray, mean: list[float], weight: float, **more: np.ndarray
+) -> PosteriorView:
     """At steps from 20 on, each of ``ids`` has this mean in the only signal; nothing before."""
     snapshots = Snapshots(root / "snapshots", period=10)
     nothing = np.empty((0, 1), np.float32)
@@ -110,6 +112,7 @@ def view_of(root: Path, ids: np.ndarray, mean: list[float], weight: float) -> Po
         "pool_ids": ids[order],
         "weight": np.full((len(ids), 1), weight, np.float32),
         "mean": np.array(mean, np.float32)[order, None],
+        **more,
     }
     snapshots.write(1, common | {f"posterior.{name}": array for name, array in known.items()})
     return PosteriorView(snapshots)
@@ -134,6 +137,21 @@ def test_the_best_of_the_candidates_are_drawn_alike(tmp_path: Path) -> None:
     assert shares(best, ids, 0) == pytest.approx([1 / 8] * 4, abs=0.015)  # and back again
     any_of_two = PosteriorSampler(pool, [3, 5], view, DrawRule(2, 2, 0.0))
     assert shares(any_of_two, ids, 20) == pytest.approx([1 / 8] * 4, abs=0.015)
+
+
+def test_where_most_cut_outs_help_few_are_left_out(tmp_path: Path) -> None:
+    fill(tmp_path / "pool", {3: 4, 5: 4})
+    pool = InstancePool(tmp_path / "pool")
+    mean = [0.0, 1.0, 2.0, 3.0]
+    ids = np.concatenate([pool.ids(3), pool.ids(5)])
+    # Of categories 1, 3 and 5, the classes 0, 1 and 2.
+    helping = np.array([np.nan, 0.95, 0.4], np.float32)
+    view = view_of(tmp_path, ids, 2 * mean, weight=1e6, helping=helping)
+    sampler = PosteriorSampler(pool, [1, 3, 5], view, DrawRule(2, 1, 0.0))
+    assert shares(sampler, pool.ids(3), 20) == pytest.approx([1 / 8] * 4, abs=0.015)
+    assert shares(sampler, pool.ids(5), 20) == pytest.approx(
+        np.array([1, 3, 5, 7]) / 16 / 2, abs=0.015
+    )
 
 
 def test_what_is_uncertain_has_its_chance(tmp_path: Path) -> None:
