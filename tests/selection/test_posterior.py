@@ -167,7 +167,7 @@ class Pool:
         return self.quality[ids] + 0.002 * step + self.rng.normal(0, 1.0, len(ids))
 
 
-def run_loop(pool: Pool, steps: int, *, candidates=8, best=2, auditions=4, pastes=4):
+def run_loop(pool: Pool, steps: int, *, candidates=8, best=2, auditions=4, pastes=4, widen=False):
     """The loop on a simulated pool: good share of the pastes of each step, and what was pasted."""
     posterior = Posterior(1, ("box_score",))
     size, rng = len(pool.good), pool.rng
@@ -181,7 +181,8 @@ def run_loop(pool: Pool, steps: int, *, candidates=8, best=2, auditions=4, paste
         belief = posterior.get(drawn.reshape(-1))
         quality = belief.mean + belief.std * rng.standard_normal(belief.mean.shape)
         value = value_of(quality, np.ones(1), np.full(1, np.inf)).reshape(drawn.shape)
-        chosen = drawn[np.arange(pastes), choose_from_best(value, best, rng)]
+        number = widened(best, candidates, posterior.helping()[0]) if widen else best
+        chosen = drawn[np.arange(pastes), choose_from_best(value, number, rng)]
         posterior.update(contribution(chosen, [0] * pastes, pool.scores(chosen, step)), step)
         shares.append(pool.good[chosen].mean())
         pasted.append(chosen)
@@ -225,10 +226,34 @@ def test_a_class_that_is_nearly_all_bad_does_not_collapse_onto_a_few():
     rng = np.random.default_rng(2)
     pool = Pool(300, 0.05, 2.0, rng)
     _, shares, pasted = run_loop(pool, 2000)
-    late = np.bincount(pasted[-1000:].reshape(-1), minlength=300) / pasted[-1000:].size
-    effective = 1 / (late**2).sum()
     assert shares[-500:].mean() > 2 * 0.05
-    assert effective > 20  # there are 15 good ones
+    assert effective_number(pasted[-1000:], 300) > 20  # there are 15 good ones
+
+
+def effective_number(pasted: np.ndarray, size: int) -> float:
+    """How many cut-outs, pasted equally often, would repeat as little."""
+    share = np.bincount(pasted.reshape(-1), minlength=size) / pasted.size
+    return 1 / (share**2).sum()
+
+
+def test_of_a_class_without_bad_ones_nearly_all_are_pasted():
+    number = {}
+    for widen in (False, True):
+        pool = Pool(300, 1.0, 2.0, np.random.default_rng(3))
+        _, _, pasted = run_loop(pool, 1500, widen=widen)
+        number[widen] = effective_number(pasted[-1000:], 300)
+    uniform = effective_number(np.random.default_rng(0).integers(300, size=4000), 300)
+    assert number[True] > 0.95 * uniform > 1.2 * number[False]
+
+
+def test_where_most_are_bad_as_few_are_drawn_from_as_ever():
+    runs = {}
+    for widen in (False, True):
+        pool = Pool(300, 0.4, 2.0, np.random.default_rng(4))
+        pool.quality -= 2.5  # below 0 they harm; the level rises by 0.6
+        runs[widen] = run_loop(pool, 300, widen=widen)
+    assert (runs[True][2] == runs[False][2]).all()
+    assert runs[True][1][-100:].mean() > 0.6
 
 
 def test_moments_by_hand():
