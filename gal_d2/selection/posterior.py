@@ -39,8 +39,9 @@ from gal_d2.selection.likeness_evidence import NOTHING_COMPARED, Likenesses, mer
 from gal_d2.selection.signals import (
     ceiling_of,
     check_signals,
+    is_alignment,
+    neutral_value,
     signal_column,
-    tells_help_from_harm,
 )
 from gal_d2.selection.slot_index import SlotIndex
 from gal_d2.selection.verdict_evidence import NOTHING_JUDGED, with_verdicts
@@ -381,21 +382,25 @@ class Posterior:
     def helping(self) -> np.ndarray:
         """The share of each class's cut-outs that help, as far as it can be trusted.
 
-        By the first signal that is a cosine: with level l and spread d of a class's auditions, its
-        share is Phi(l / d). A class's own level is less certain than the mean of all classes, h, so
-        the share is taken to be (h + own) / 2, and h at most.
+        With level l and spread d of a class's auditions in a signal, Phi((l - z) / d) of them lie
+        above the neutral value z (:func:`gal_d2.selection.signals.neutral_value`); the least of all
+        signals counts, for each sees its own kind of fault. A class's own share is less certain
+        than the mean of all classes, h, so (h + own) / 2 is returned, and h at most.
 
         Returns:
-            (C,) in [0, 1]; NaN for a class without auditions, or without such a signal.
+            (C,) in [0, 1]; NaN for a class without auditions, and for all where no signal is a
+            cosine or one has no neutral value.
         """
-        cosines = [s for s, name in enumerate(self.signals) if tells_help_from_harm(name)]
-        if not cosines:
-            return np.full(self.num_classes, np.nan)
-        level = self._average(self._level, AUDITION)[:, cosines[0]]
-        own = ndtr(level / self._spread(AUDITION)[:, cosines[0]])
+        share = np.full(self.num_classes, np.nan)
+        if not any(map(is_alignment, self.signals)):
+            return share
+        neutral = np.array([neutral_value(name) for name in self.signals])
+        level, spread = self._average(self._level, AUDITION), self._spread(AUDITION)
+        own = ndtr((level - neutral) / spread).min(1)
         known = np.isfinite(own)
-        of_all = own[known].mean() if known.any() else np.nan
-        return np.minimum(of_all, (of_all + own) / 2)
+        if known.any():
+            share[known] = np.minimum(own[known].mean(), (own[known].mean() + own[known]) / 2)
+        return share
 
     # -- Snapshots and checkpoints
 

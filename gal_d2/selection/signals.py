@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -62,6 +63,22 @@ def ceiling_of(signal: str) -> float:
     return 100.0 if classifies else 1.0
 
 
-def tells_help_from_harm(signal: str) -> bool:
-    """Whether the signal is a cosine or dot product: above 0 the cut-out helps, below it harms."""
+def neutral_value(signal: str) -> float:
+    """Value of the signal above which a cut-out helps, and below which it harms.
+
+    0 for a cosine or a dot product; that of :attr:`~gal_d2.scoring.roi_losses.HeadLoss.fair_loss`
+    for a loss, and NaN where the head has none; minus infinity for the loss of a head that
+    classifies, which is high for what is not learnt yet.
+    """
+    if is_alignment(signal):
+        return 0.0
+    head = _SIGNAL.fullmatch(signal)[1]
+    if head not in HEAD_LOSS_REGISTRY:
+        return math.nan
+    loss = HEAD_LOSS_REGISTRY.get(head)
+    return -math.inf if loss.classifies else -math.log(loss.fair_loss)
+
+
+def is_alignment(signal: str) -> bool:
+    """Whether it is a cosine or a dot product with the gradient of real objects."""
     return not signal.endswith("_loss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -264,15 +266,23 @@ def test_moments_by_hand():
 # -- How many of the cut-outs help
 
 
-def helping(level_of_class, *, signals=("box_score",), source=AUDITION, spread=0.2):
+def helping(level_of_class, *, signals=("box_score",), source=AUDITION, loss=0.2):
     """The estimate after 60 scores a class, with this mean of each class's cosines."""
     rng = np.random.default_rng(3)
     posterior = Posterior(len(level_of_class) + 1, signals)  # the last class has no scores
     for step in range(30):
         classes = np.repeat(np.arange(len(level_of_class)), 2)
-        scores = np.take(level_of_class, classes) + rng.normal(0, spread, len(classes))
+        scores = np.take(level_of_class, classes) + rng.normal(0, 0.2, len(classes))
         ids = 100 * classes + rng.integers(100, size=len(classes))
-        posterior.update(contribution(ids, classes.tolist(), scores), step, source=source)
+        rows = contribution(ids, classes.tolist(), scores)
+        losses = torch.from_numpy(loss * np.exp(rng.normal(0, 0.2, len(classes))))
+        heads = ("box", "mask", "own")
+        rows = replace(
+            rows,
+            head_score=dict.fromkeys(heads, rows.head_score["box"]),
+            head_loss=dict.fromkeys(heads, losses),
+        )
+        posterior.update(rows, step, source=source)
     return posterior.helping()
 
 
@@ -290,9 +300,23 @@ def test_a_class_is_trusted_no_more_than_the_pool():
     assert doubtful == pytest.approx(0.5, abs=0.08)
 
 
-def test_what_helps_is_not_known_without_auditions_or_a_cosine():
+def test_a_mask_that_does_not_fit_does_not_help():
+    signals = ("box_score", "mask_loss")
+    assert helping([0.5], signals=signals, loss=0.2)[0] > 0.95
+    assert helping([0.5], signals=signals, loss=0.45)[0] == pytest.approx(0.5, abs=0.1)
+    assert helping([0.5], signals=signals, loss=0.65)[0] < 0.1
+    assert helping([0.0], signals=signals, loss=0.2)[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_class_that_is_not_learnt_yet_may_help():
+    for loss in (0.1, 5.0):
+        assert helping([0.5], signals=("box_score", "box_loss"), loss=loss)[0] > 0.95
+
+
+def test_what_helps_may_not_be_known():
     assert np.isnan(helping([0.3], source=TRAINING)).all()
-    assert np.isnan(helping([0.3], signals=("box_loss",))).all()
+    assert np.isnan(helping([0.3], signals=("box_loss", "mask_loss"))).all()
+    assert np.isnan(helping([0.3], signals=("box_score", "own_loss"))).all()
 
 
 def test_as_many_of_the_candidates_are_good_enough_as_help():
