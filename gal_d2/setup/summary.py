@@ -110,7 +110,7 @@ def _pastes(cfg: CfgNode) -> str:
     sampler = cfg.GAL.POOL.SAMPLER
     if sampler == "posterior":
         pool = cfg.GAL.POOL
-        sampler += f" (one of the {pool.BEST} best of {pool.CANDIDATES}; "
+        sampler += f" (one of the {pool.BEST} best of {pool.CANDIDATES}, of more where most help; "
         images = cfg.GAL.AUDITION.IMAGES
         sampler += f"auditions on {images:g} images an image" if images else "no auditions"
         network = cfg.GAL.LIKENESS.TIMM or cfg.GAL.LIKENESS.CLIP
