@@ -22,7 +22,6 @@ from gal_d2.datasets.registration import load_metadata
 from gal_d2.engine.trainer import GALTrainer
 from gal_d2.errors import UserError
 from gal_d2.files.file_name import as_file_name
-from gal_d2.pool.cut_out import CorruptCutOutError
 from gal_d2.pool.instance_pool import InstancePool
 from gal_d2.pool.verdicts import BAD, GOOD, PoolVerdicts, signs_of
 from gal_d2.selection.ledger import Ledger
@@ -154,14 +153,10 @@ def ranked_cut_outs(table: pa.Table, pool: InstancePool, history: dict):
     """A :class:`RankedCutOut` for each row."""
     shown = names_of(table.column_names)
     for row in table.to_pylist():
-        try:
-            rgba = pool.get(row["pool_id"]).rgba
-        except CorruptCutOutError:
-            rgba = None
         numbers = {name: row[column] for column, name in shown.items()}
         numbers |= {"accepted": row["acceptance_rate"], "exposures": row["count"]}
         yield RankedCutOut(
-            rgba,
+            pool.get_rgba(row["pool_id"]),
             row["rank"],
             row["value"],
             row["pool_id"],

@@ -399,7 +399,8 @@ class Posterior:
         own = ndtr((level - neutral) / spread).min(1)
         known = np.isfinite(own)
         if known.any():
-            share[known] = np.minimum(own[known].mean(), (own[known].mean() + own[known]) / 2)
+            of_all = own[known].mean()
+            share[known] = np.minimum(of_all, (of_all + own[known]) / 2)
         return share
 
     # -- Snapshots and checkpoints

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gal_d2.errors import UserError
 from gal_d2.scoring.contribution import Contribution
-from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY
+from gal_d2.scoring.roi_losses import HEAD_LOSS_REGISTRY, HeadLoss
 
 _LEAST_LOSS = 1e-6
 _SIGNAL = re.compile(r"(\w+)_(score|loss)")
@@ -55,12 +55,9 @@ def ceiling_of(signal: str) -> float:
     A low loss of a mask is a mask that fits and a picture without noise; an even lower one is an
     easy object. The loss of a head that classifies tells classes apart, and has no such limit.
     """
-    match = _SIGNAL.fullmatch(signal)
-    if match is None or match[2] != "loss":
+    if is_alignment(signal):
         return 100.0
-    head = match[1]
-    classifies = head in HEAD_LOSS_REGISTRY and HEAD_LOSS_REGISTRY.get(head).classifies
-    return 100.0 if classifies else 1.0
+    return 100.0 if _head_loss(signal).classifies else 1.0
 
 
 def neutral_value(signal: str) -> float:
@@ -72,13 +69,16 @@ def neutral_value(signal: str) -> float:
     """
     if is_alignment(signal):
         return 0.0
-    head = _SIGNAL.fullmatch(signal)[1]
-    if head not in HEAD_LOSS_REGISTRY:
-        return math.nan
-    loss = HEAD_LOSS_REGISTRY.get(head)
+    loss = _head_loss(signal)
     return -math.inf if loss.classifies else -math.log(loss.fair_loss)
 
 
 def is_alignment(signal: str) -> bool:
     """Whether it is a cosine or a dot product with the gradient of real objects."""
     return not signal.endswith("_loss")
+
+
+def _head_loss(signal: str) -> type[HeadLoss]:
+    """Whose loss the signal is; of a head that is not registered, only the defaults are known."""
+    head = signal.removesuffix("_loss")
+    return HEAD_LOSS_REGISTRY.get(head) if head in HEAD_LOSS_REGISTRY else HeadLoss

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -191,6 +189,12 @@ def run_loop(pool: Pool, steps: int, *, candidates=8, best=2, auditions=4, paste
     return posterior, np.array(shares), np.array(pasted)
 
 
+def effective_number(pasted: np.ndarray, size: int) -> float:
+    """How many cut-outs, pasted equally often, would repeat as little."""
+    share = np.bincount(pasted.reshape(-1), minlength=size) / pasted.size
+    return 1 / (share**2).sum()
+
+
 def test_the_level_does_not_rise_with_what_is_drawn():
     """Good ones are drawn three times as often; cut-outs drawn all the same must not look poorer
     for it than with uniform draws."""
@@ -232,12 +236,6 @@ def test_a_class_that_is_nearly_all_bad_does_not_collapse_onto_a_few():
     assert effective_number(pasted[-1000:], 300) > 20  # there are 15 good ones
 
 
-def effective_number(pasted: np.ndarray, size: int) -> float:
-    """How many cut-outs, pasted equally often, would repeat as little."""
-    share = np.bincount(pasted.reshape(-1), minlength=size) / pasted.size
-    return 1 / (share**2).sum()
-
-
 def test_of_a_class_without_bad_ones_nearly_all_are_pasted():
     number = {}
     for widen in (False, True):
@@ -274,13 +272,15 @@ def helping(level_of_class, *, signals=("box_score",), source=AUDITION, loss=0.2
         classes = np.repeat(np.arange(len(level_of_class)), 2)
         scores = np.take(level_of_class, classes) + rng.normal(0, 0.2, len(classes))
         ids = 100 * classes + rng.integers(100, size=len(classes))
-        rows = contribution(ids, classes.tolist(), scores)
         losses = torch.from_numpy(loss * np.exp(rng.normal(0, 0.2, len(classes))))
         heads = ("box", "mask", "own")
-        rows = replace(
-            rows,
-            head_score=dict.fromkeys(heads, rows.head_score["box"]),
+        rows = scored(
+            ids,
+            scores,
+            gt_class=classes,
+            head_score=dict.fromkeys(heads, torch.from_numpy(scores).float()),
             head_loss=dict.fromkeys(heads, losses),
+            area=1e6,
         )
         posterior.update(rows, step, source=source)
     return posterior.helping()
