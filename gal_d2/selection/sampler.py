@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 POOL_SAMPLER_REGISTRY = Registry("POOL_SAMPLER")
 POOL_SAMPLER_REGISTRY.__doc__ = """
-Functions ``(cfg, pool, category_ids) -> PoolSampler``, by the value of ``GAL.POOL.SAMPLER``.
+Functions ``(cfg, pool, class_of_category) -> PoolSampler``, by the value of ``GAL.POOL.SAMPLER``.
 
 - cfg: the whole config.
 - pool: the :class:`gal_d2.pool.instance_pool.InstancePool` that is sampled from.
-- category_ids: ids (as in the JSON) of the categories of the training set.
+- class_of_category: of the training set's categories, id (as in the JSON) -> class index.
 """
 
 
@@ -161,7 +161,8 @@ class PosteriorSampler(UniformClassSampler):
     whatever the size of the pool.
 
     Args:
-        pool, category_ids: as for :class:`UniformClassSampler`.
+        pool: as for :class:`UniformClassSampler`.
+        class_of_category: of the data set's categories, id (as in the JSON) -> class index.
         view: what is known, as it stood at the snapshot that the step sees.
         rule: see there.
         weight: of each category, by its id; None: all the same.
@@ -170,13 +171,14 @@ class PosteriorSampler(UniformClassSampler):
     def __init__(
         self,
         pool: InstancePool,
-        category_ids: Iterable[int],
+        class_of_category: Mapping[int, int],
         view: PosteriorView,
         rule: DrawRule | None = None,
         weight: Mapping[int, float] | None = None,
     ) -> None:
         self._weight = weight
-        super().__init__(pool, category_ids)
+        super().__init__(pool, class_of_category)
+        self._classes = np.array([class_of_category[i] for i in self._dataset_ids.tolist()])
         self.view = view
         self.rule = rule or DrawRule()
 
@@ -188,7 +190,7 @@ class PosteriorSampler(UniformClassSampler):
         categories = self.draw_categories(num, rng)
         pool_ids = self.draw_candidates(categories, self.rule.candidates, rng)
         values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
-        classes = np.searchsorted(self._dataset_ids, categories)  # contiguous, by ascending id
+        classes = self._classes[np.searchsorted(self._dataset_ids, categories)]
         best = widened(self.rule.best, self.rule.candidates, self.view.helping(classes))
         return pool_ids[np.arange(num), choose_from_best(values, best, rng)]
 
@@ -207,14 +209,16 @@ class PosteriorSampler(UniformClassSampler):
 
 @POOL_SAMPLER_REGISTRY.register()
 def uniform_class(
-    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+    cfg: CfgNode, pool: InstancePool, class_of_category: Mapping[int, int]
 ) -> UniformClassSampler:
     """Class uniform, then cut-out uniform: the published rule."""
-    return UniformClassSampler(pool, category_ids)
+    return UniformClassSampler(pool, class_of_category)
 
 
 @POOL_SAMPLER_REGISTRY.register()
-def posterior(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> PosteriorSampler:
+def posterior(
+    cfg: CfgNode, pool: InstancePool, class_of_category: Mapping[int, int]
+) -> PosteriorSampler:
     """A class, rare ones more often; then a cut-out by what has been found out so far."""
     if not cfg.GAL.SCORER.ENABLED or cfg.GAL.ACCEPT.UNIT != "instance":
         raise UserError(
@@ -224,7 +228,7 @@ def posterior(cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]) -> 
         )
     rule = DrawRule.from_config(cfg)
     view = PosteriorView(Snapshots.from_config(cfg))
-    return PosteriorSampler(pool, category_ids, view, rule, category_weights(cfg))
+    return PosteriorSampler(pool, class_of_category, view, rule, category_weights(cfg))
 
 
 def category_weights(cfg: CfgNode) -> dict[int, float] | None:
@@ -243,7 +247,7 @@ def category_weights(cfg: CfgNode) -> dict[int, float] | None:
 
 
 def build_pool_sampler(
-    cfg: CfgNode, pool: InstancePool, category_ids: Iterable[int]
+    cfg: CfgNode, pool: InstancePool, class_of_category: Mapping[int, int]
 ) -> PoolSampler:
     """The sampler that ``GAL.POOL.SAMPLER`` names.
 
@@ -254,4 +258,4 @@ def build_pool_sampler(
     if name not in POOL_SAMPLER_REGISTRY:
         known = ", ".join(sorted(registered for registered, _ in POOL_SAMPLER_REGISTRY))
         raise UserError(f"GAL.POOL.SAMPLER is '{name}'; registered are: {known}.")
-    return POOL_SAMPLER_REGISTRY.get(name)(cfg, pool, category_ids)
+    return POOL_SAMPLER_REGISTRY.get(name)(cfg, pool, class_of_category)

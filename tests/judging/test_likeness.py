@@ -157,7 +157,7 @@ def test_posterior_snapshots_and_draws_know_it(tmp_path):
     assert posterior.value(np.array([1]))[0] == 0
 
     pool = InstancePool(tmp_path / "pool")
-    sampler = PosteriorSampler(pool, [1], late, DrawRule(8, 1, 0.7))
+    sampler = PosteriorSampler(pool, {1: 0}, late, DrawRule(8, 1, 0.7))
     drawn = sampler.sample(200, np.random.default_rng(0), step=3)
     assert np.isin(drawn, ids[:20]).mean() > 0.95
 

@@ -84,12 +84,12 @@ def test_build_by_name(tmp_path: Path) -> None:
     fill(tmp_path, {1: 1})
     cfg = get_cfg()
     add_gal_config(cfg)
-    sampler = build_pool_sampler(cfg, InstancePool(tmp_path), [1])
+    sampler = build_pool_sampler(cfg, InstancePool(tmp_path), {1: 0})
     assert isinstance(sampler, UniformClassSampler)
     assert "uniform_class" in POOL_SAMPLER_REGISTRY
     cfg.GAL.POOL.SAMPLER = "best"
     with pytest.raises(UserError, match=r"SAMPLER is 'best'; registered are: .*uniform_class"):
-        build_pool_sampler(cfg, InstancePool(tmp_path), [1])
+        build_pool_sampler(cfg, InstancePool(tmp_path), {1: 0})
 
 
 def view_of(
@@ -128,14 +128,14 @@ def test_the_best_of_the_candidates_are_drawn_alike(tmp_path: Path) -> None:
     pool = InstancePool(tmp_path / "pool")
     ids = pool.ids(3)
     view = view_of(tmp_path, ids, [0.0, 3.0, 1.0, 2.0], weight=1e6)
-    best = PosteriorSampler(pool, [3, 5], view, DrawRule(2, 1, 0.0))
+    best = PosteriorSampler(pool, {3: 0, 5: 1}, view, DrawRule(2, 1, 0.0))
     assert shares(best, ids, 19) == pytest.approx([1 / 8] * 4, abs=0.015)
     # The better of two drawn with replacement; half of the draws are class 5's.
     expected = np.array([1, 7, 3, 5]) / 16 / 2
     assert shares(best, ids, 20) == pytest.approx(expected, abs=0.015)
     assert shares(best, pool.ids(5), 20) == pytest.approx([0.5], abs=0.02)
     assert shares(best, ids, 0) == pytest.approx([1 / 8] * 4, abs=0.015)  # and back again
-    any_of_two = PosteriorSampler(pool, [3, 5], view, DrawRule(2, 2, 0.0))
+    any_of_two = PosteriorSampler(pool, {3: 0, 5: 1}, view, DrawRule(2, 2, 0.0))
     assert shares(any_of_two, ids, 20) == pytest.approx([1 / 8] * 4, abs=0.015)
 
 
@@ -144,10 +144,9 @@ def test_where_most_cut_outs_help_few_are_left_out(tmp_path: Path) -> None:
     pool = InstancePool(tmp_path / "pool")
     mean = [0.0, 1.0, 2.0, 3.0]
     ids = np.concatenate([pool.ids(3), pool.ids(5)])
-    # Of categories 1, 3 and 5, the classes 0, 1 and 2.
-    helping = np.array([np.nan, 0.95, 0.4], np.float32)
+    helping = np.array([0.4, np.nan, 0.95], np.float32)  # by class, which need not be ordered by id
     view = view_of(tmp_path, ids, 2 * mean, weight=1e6, helping=helping)
-    sampler = PosteriorSampler(pool, [1, 3, 5], view, DrawRule(2, 1, 0.0))
+    sampler = PosteriorSampler(pool, {1: 1, 3: 2, 5: 0}, view, DrawRule(2, 1, 0.0))
     assert shares(sampler, pool.ids(3), 20) == pytest.approx([1 / 8] * 4, abs=0.015)
     assert shares(sampler, pool.ids(5), 20) == pytest.approx(
         np.array([1, 3, 5, 7]) / 16 / 2, abs=0.015
@@ -161,7 +160,7 @@ def test_what_is_uncertain_has_its_chance(tmp_path: Path) -> None:
     view = view_of(tmp_path, ids[:1], [0.5], weight=1e6)  # nothing is known of the other one
 
     def share(temperature: float) -> float:
-        sampler = PosteriorSampler(pool, [3], view, DrawRule(2, 1, temperature))
+        sampler = PosteriorSampler(pool, {3: 0}, view, DrawRule(2, 1, temperature))
         return shares(sampler, ids[1:], 20)[0]
 
     assert share(0.0) == pytest.approx(0.25, abs=0.015)  # where both candidates are the same
@@ -176,8 +175,8 @@ def test_less_and_less_is_tried(tmp_path: Path) -> None:
     pool = InstancePool(tmp_path / "pool")
     ids = pool.ids(3)
     view = view_of(tmp_path, ids[:1], [0.5], weight=1e6)  # nothing is known of the other one
-    assert shares(PosteriorSampler(pool, [3], view, rule), ids[1:], 20)[0] > 0.28
-    at_its_end = PosteriorSampler(pool, [3], view, DrawRule(2, 1, 2.0, steps=20))
+    assert shares(PosteriorSampler(pool, {3: 0}, view, rule), ids[1:], 20)[0] > 0.28
+    at_its_end = PosteriorSampler(pool, {3: 0}, view, DrawRule(2, 1, 2.0, steps=20))
     assert shares(at_its_end, ids[1:], 20)[0] == pytest.approx(0.25, abs=0.015)
 
 
@@ -185,7 +184,7 @@ def test_rare_classes_are_drawn_more_often(tmp_path: Path) -> None:
     fill(tmp_path / "pool", {3: 2, 5: 1, 9: 1})
     pool = InstancePool(tmp_path / "pool")
     view = view_of(tmp_path, pool.ids(3), [0.0, 0.0], weight=1.0)
-    sampler = PosteriorSampler(pool, [3, 5, 7], view, weight={3: 0.25, 5: 0.75, 7: 5.0})
+    sampler = PosteriorSampler(pool, {3: 0, 5: 1, 7: 2}, view, weight={3: 0.25, 5: 0.75, 7: 5.0})
     by_class = [shares(sampler, pool.ids(c), 20).sum() for c in (3, 5, 9)]
     assert by_class == pytest.approx([0.25, 0.75, 0.0], abs=0.015)
     fill(tmp_path / "pool", {7: 1})  # the pool grows by a class
@@ -197,13 +196,13 @@ def test_posterior_draws_are_a_function_of_generator_and_step(tmp_path: Path) ->
     fill(tmp_path / "pool", {1: 5, 2: 5})
     pool = InstancePool(tmp_path / "pool")
     view = view_of(tmp_path, pool.all_ids(), np.linspace(-1, 1, 10).tolist(), weight=3.0)
-    sampler = PosteriorSampler(pool, [1, 2], view)
+    sampler = PosteriorSampler(pool, {1: 0, 2: 1}, view)
     sampler.sample(5, np.random.default_rng(1), 3)
     copied = pickle.loads(pickle.dumps(sampler))
     draws = [s.sample(20, np.random.default_rng(7), 24).tolist() for s in (sampler, copied)]
     assert draws[0] == draws[1]
     empty = InstancePool(tmp_path / "nothing", allow_empty=True)
-    nothing = PosteriorSampler(empty, [1], view).sample(3, np.random.default_rng(0))
+    nothing = PosteriorSampler(empty, {1: 0}, view).sample(3, np.random.default_rng(0))
     assert nothing.shape == (0,)
 
 
@@ -228,13 +227,13 @@ def test_the_posterior_needs_scores_of_single_instances(tmp_path: Path) -> None:
     cfg.GAL.POOL.SAMPLER = "posterior"
     pool = InstancePool(tmp_path)
     with pytest.raises(UserError, match="GAL.SCORER.ENABLED to True"):
-        build_pool_sampler(cfg, pool, [1])
+        build_pool_sampler(cfg, pool, {1: 0})
     cfg.GAL.SCORER.ENABLED = True
     cfg.GAL.POOL.CLASS_POWER = -1.0
     with pytest.raises(UserError, match="CLASS_POWER is -1.0"):
-        build_pool_sampler(cfg, pool, [1])
+        build_pool_sampler(cfg, pool, {1: 0})
     cfg.GAL.POOL.CLASS_POWER = 0.0
-    assert isinstance(build_pool_sampler(cfg, pool, [1]), PosteriorSampler)
+    assert isinstance(build_pool_sampler(cfg, pool, {1: 0}), PosteriorSampler)
     cfg.GAL.ACCEPT.UNIT = "batch"
     with pytest.raises(UserError, match="GAL.ACCEPT.UNIT to instance"):
-        build_pool_sampler(cfg, pool, [1])
+        build_pool_sampler(cfg, pool, {1: 0})
