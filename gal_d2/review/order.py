@@ -8,9 +8,11 @@ Q in the place of others, of which 1 - g are bad:
 
     gain_i = (1 - p_i) q_i g  +  p_i (Q - q_i) (1 - g)
 
-Categories are drawn uniformly, so the gains of different categories compare as they are. A verdict
-in a category with few cut-outs weighs more by itself, for each of them is pasted more often; where
-frequency groups are known, rare ones count double.
+The draw is taken to be as narrow as ``GAL.POOL.BEST`` says, though it widens where most cut-outs
+help: there, verdicts are worth less in all of a category's cut-outs. A verdict in a category with
+few cut-outs weighs more by itself, for each of them is pasted more often. How often a category is
+drawn is not asked; where frequency groups are known, rare ones count double, as what reviews are
+for.
 """
 
 from __future__ import annotations
