@@ -76,7 +76,7 @@ def conditions(rate: float, likeness: str = "likeness") -> dict[str, Condition]:
     no_loop = (
         *("GAL.POOL.SAMPLER", "uniform_class", "GAL.AUDITION.IMAGES", "0.0"),
         *("GAL.ACCEPT.POLICY", "quantile", "GAL.ACCEPT.WARM_UP.RULE", "reject"),
-        *("GAL.ACCEPT.RATE", str(rate), "GAL.SCORER.PERIOD", "1"),
+        *("GAL.ACCEPT.RATE", str(rate)),
     )
     listed = (
         Condition("none", "no pastes", "baseline"),

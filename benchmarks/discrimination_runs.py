@@ -113,7 +113,7 @@ def train(folder: Path, condition: str, seed: int, options: Sequence[str]) -> No
     arguments = [
         *("--config-file", CONFIG, "--num-gpus", "0", "OUTPUT_DIR", str(folder)),
         *("SEED", str(seed), "GAL.SCORER.PICTURE_PERIOD", "0"),
-        *("GAL.SCORER.GRADIENTS", "all", "GAL.SCORER.PERIOD", "1"),
+        *("GAL.SCORER.GRADIENTS", "all"),
         *("GAL.POOL.SAMPLER", "uniform_class"),
         *("SOLVER.MAX_ITER", str(STEPS), "SOLVER.CHECKPOINT_PERIOD", str(STEPS)),
         *(("GAL.ACCEPT.POLICY", policy) if policy else QUANTILE),

@@ -364,8 +364,8 @@ def _add_accept_keys(gal: CfgNode) -> None:
     gal.ACCEPT.PERCENTILE = 35.0
     # UNIT "batch": weight of the old average in the cached gradient on real images.
     gal.ACCEPT.BATCH_MOMENTUM = 0.1
-    # Until real instances of a class came in about MIN_AGE steps, its scores are not remembered, and
-    # RULE ("accept" or "reject") takes the place of a policy that needs them.
+    # Until real instances of a class came in MIN_AGE steps, its scores are not remembered, and RULE
+    # ("accept" or "reject") takes the place of a policy that needs them.
     gal.ACCEPT.WARM_UP = CfgNode()
     gal.ACCEPT.WARM_UP.MIN_AGE = 20
     gal.ACCEPT.WARM_UP.RULE = "accept"

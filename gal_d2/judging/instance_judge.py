@@ -7,7 +7,6 @@ recipe's :class:`~gal_d2.judging.batch_judge.BatchJudge` is :class:`~gal_d2.judg
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ class InstanceJudge(Judge):
         posterior: of what ``scorer`` gives.
         probe_model: the detector that ``roi_heads`` is part of, to learn from held-out images; None
             to learn from the training batch.
-        min_age: scored steps in which real instances of a class must have come for a score to count.
+        min_age: steps in which real instances of a class must have come for a score to count.
         period: every period-th step is scored and learnt from. At the others the judge rests: it
             enters what was pasted, asks nothing of the heads and exchanges nothing.
         metadata, output_dir, seed: as for :class:`Judge`.
@@ -103,8 +102,7 @@ class InstanceJudge(Judge):
             "policy": build_acceptance_policy(cfg),
             "posterior": Posterior.from_config(cfg),
             "probe_model": model if node.TARGET == "probe" else None,
-            # Of a class's steps with real instances, every PERIOD-th is learnt from.
-            "min_age": math.ceil(cfg.GAL.ACCEPT.WARM_UP.MIN_AGE / max(node.PERIOD, 1)),
+            "min_age": cfg.GAL.ACCEPT.WARM_UP.MIN_AGE,
             "period": node.PERIOD,
         }
 
