@@ -31,6 +31,15 @@ _POSITION_TRIES = 8  # places that are tried for a cut-out beside the others of 
 _GAP = 2  # pixels between the boxes of two cut-outs
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A cut-out that is to be shown."""
+
+    pool_id: int
+    number: int  # of the placement
+    class_index: int
+
+
 @dataclass
 class _Canvas:
     """A real image that is being filled."""
@@ -42,7 +51,7 @@ class _Canvas:
     boxes: list[Box] = field(default_factory=list)
     placements: list[Placement] = field(default_factory=list)
     masks: list[LocalMask | None] = field(default_factory=list)  # of each row
-    keys: list[tuple[int, int]] = field(default_factory=list)
+    shown: list[_Wanted] = field(default_factory=list)  # likewise
 
     def find_room(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int] | None:
         """Top left pixel of a free window of ``size`` (height, width); None if none was found."""
@@ -110,22 +119,24 @@ class AuditionImages(Dataset):
         group = self.groups[index]
         canvases: list[_Canvas] = []
         scene_rng = np.random.default_rng((self.seed, *group[0].tolist()))
-        for pool_id, number in group.tolist():
-            self._place(pool_id, number, canvases, scene_rng)
+        categories = self.pool.category_of(group[:, 0]).tolist()
+        for (pool_id, number), category in zip(group.tolist(), categories, strict=True):
+            wanted = _Wanted(pool_id, number, self.class_of_category[category])
+            self._place(wanted, canvases, scene_rng)
         return [self._finish(canvas) for canvas in canvases]
 
     def _place(
-        self, pool_id: int, number: int, canvases: list[_Canvas], scene_rng: np.random.Generator
+        self, wanted: _Wanted, canvases: list[_Canvas], scene_rng: np.random.Generator
     ) -> None:
         """Put a cut-out where there is room, on a new image if there is none."""
         if not canvases:
             canvases.append(self._open_canvas(scene_rng))
-        rng = np.random.default_rng((self.seed, pool_id, number))
-        rgba = self.pool.get_rgba(pool_id)
-        sized = None if rgba is None else self._sized(rgba, pool_id, canvases[0].frame, rng)
+        rng = np.random.default_rng((self.seed, wanted.pool_id, wanted.number))
+        rgba = self.pool.get_rgba(wanted.pool_id)
+        sized = None if rgba is None else self._sized(rgba, wanted, canvases[0].frame, rng)
         if sized is None:
             canvases[0].masks.append(None)
-            canvases[0].keys.append((pool_id, number))
+            canvases[0].shown.append(wanted)
             return
         color, alpha, opacity = sized
         room = None
@@ -141,10 +152,10 @@ class AuditionImages(Dataset):
         else:
             canvas = self._open_canvas(scene_rng)
             canvases.append(canvas)
-            color, alpha, opacity = self._sized(rgba, pool_id, canvas.frame, rng)
+            color, alpha, opacity = self._sized(rgba, wanted, canvas.frame, rng)
             room = draw_position(alpha.shape, canvas.frame.region, rng, inside=True)
         placement = place(color, alpha, *room, canvas.frame.region, opacity)
-        canvas.keys.append((pool_id, number))
+        canvas.shown.append(wanted)
         if placement is None:
             canvas.masks.append(None)
             return
@@ -153,15 +164,12 @@ class AuditionImages(Dataset):
         canvas.masks.append(placement.mask)
 
     def _sized(
-        self, rgba: np.ndarray, pool_id: int, frame: Frame, rng: np.random.Generator
+        self, rgba: np.ndarray, wanted: _Wanted, frame: Frame, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
-        index = self._class_of(pool_id)
+        index = wanted.class_index
         scale = (float(self.scale_mean[index]), float(self.scale_std[index]))
         is_bgr = self.image_format == "BGR"
         return draw_sized(rgba, scale, frame, self.options, rng, bgr=is_bgr)
-
-    def _class_of(self, pool_id: int) -> int:
-        return self.class_of_category[int(self.pool.category_of(np.array([pool_id]))[0])]
 
     def _open_canvas(self, rng: np.random.Generator) -> _Canvas:
         scene, image = self._read_scene(rng)
@@ -174,8 +182,9 @@ class AuditionImages(Dataset):
     def _finish(self, canvas: _Canvas) -> dict:
         image, frame = canvas.image, canvas.frame
         paste_cutouts(image, frame.region, [], canvas.placements, self.options)
-        classes = [self._class_of(pool_id) for pool_id, _ in canvas.keys]
-        pool_ids, numbers = np.array(canvas.keys, np.int64).T
+        pool_ids, numbers, classes = np.array(
+            [(shown.pool_id, shown.number, shown.class_index) for shown in canvas.shown], np.int64
+        ).T
         return {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "image_id": canvas.scene["image_id"],
@@ -201,7 +210,7 @@ class AuditionImages(Dataset):
 
 def _to_instances(
     masks: Sequence[LocalMask | None],
-    classes: Sequence[int],
+    classes: np.ndarray,
     pool_ids: np.ndarray,
     shape: tuple[int, int],
 ) -> Instances:
@@ -215,7 +224,7 @@ def _to_instances(
     instances = Instances(shape)
     instances.gt_boxes = Boxes(boxes)
     instances.gt_masks = BitMasks(bitmaps)
-    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    instances.gt_classes = torch.from_numpy(classes.copy())
     instances.instance_source = torch.full((len(masks),), int(InstanceSource.PASTED))
     instances.pool_id = torch.from_numpy(pool_ids.copy())
     return instances

@@ -235,6 +235,7 @@ class PosteriorSampler(UniformClassSampler):
         super().__init__(pool, class_of_category)
         self.view = view
         self.rule = rule or DrawRule()
+        self._looked_at: tuple[int, int] | None = None  # snapshot, and size of the pool
 
     def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
         """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
@@ -242,16 +243,24 @@ class PosteriorSampler(UniformClassSampler):
         if len(categories) == 0:
             return np.empty(0, dtype=np.int64)
         self.view.follow(step)
+        self._look()
+        row = np.searchsorted(self._ends, rng.random(num), side="right")
+        pool_ids = self.draw_candidates(categories[row], self.rule.candidates, rng)
+        values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
+        return pool_ids[np.arange(num), choose_from_best(values, self._best[row], rng)]
+
+    def _look(self) -> None:
+        """Note what a snapshot says of the categories: how often, and one of how many."""
+        if self._looked_at == (self.view.number, self._pool_size):
+            return
         helping = self.view.helping(self._classes)
-        shares = np.full(len(categories), 1 / len(categories))
+        shares = np.full(len(helping), 1 / len(helping))
         if self.weights is not None:
             shares = self.weights.shares(self._images, helping)
         # The last end is left out: no number below 1 lies beyond it, whatever is rounded.
-        row = np.searchsorted(np.cumsum(shares)[:-1], rng.random(num), side="right")
-        pool_ids = self.draw_candidates(categories[row], self.rule.candidates, rng)
-        values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
-        best = widened(self.rule.best, self.rule.candidates, helping[row])
-        return pool_ids[np.arange(num), choose_from_best(values, best, rng)]
+        self._ends = np.cumsum(shares)[:-1]
+        self._best = widened(self.rule.best, self.rule.candidates, helping)
+        self._looked_at = self.view.number, self._pool_size
 
     def _find_categories(self) -> None:
         super()._find_categories()
