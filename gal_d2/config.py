@@ -115,8 +115,8 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     gal.POOL.CANDIDATES = 12
     gal.POOL.BEST = 3
     gal.POOL.TEMPERATURE = 0.7
-    # "posterior": a class of n training images is drawn with a weight of n ** -CLASS_POWER, where
-    # most cut-outs help with a smaller power; 0: all classes alike.
+    # "posterior": a class of n training images is drawn with a weight of n ** -CLASS_POWER; 0: all
+    # classes alike.
     gal.POOL.CLASS_POWER = 0.25
 
     # State that samples depend on (the posterior, a growing pool) changes for them every PERIOD

@@ -36,7 +36,7 @@ from gal_d2.pool.growth import pool_state
 from gal_d2.pool.verdicts import PoolVerdicts
 from gal_d2.review.verdict_hook import VerdictHook
 from gal_d2.selection import posterior_view
-from gal_d2.selection.sampler import CategoryWeights
+from gal_d2.selection.sampler import category_weights
 from gal_d2.selection.snapshots import Snapshots
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def build_audition_hook(trainer: GALTrainer) -> AuditionHook:
         period=cfg.GAL.AUDITION.PERIOD,
         images=cfg.GAL.AUDITION.IMAGES,
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
-        weights=CategoryWeights.from_config(cfg),
+        weight=category_weights(cfg),
         is_growing=is_growing,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
     )

@@ -36,7 +36,6 @@ from gal_d2.scoring.scorer import ContributionScorer
 from gal_d2.selection.decision import Decision
 from gal_d2.selection.policies import AlwaysAccept
 from gal_d2.selection.posterior import AUDITION, Posterior
-from gal_d2.selection.sampler import CategoryWeights
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +185,7 @@ class AuditionHook(HookBase):
         images: images with auditions for each training image, about, on average over the training:
             twice as many at its start, none at its end.
         batch_size: training images in a step, of all processes.
-        weights: how often categories are pasted; None: all alike.
+        weight: of each category, by its id: how often its cut-outs are pasted; None: all alike.
         is_growing: the pool is filled while training.
         checkpoint_period: steps between two checkpoints; the ledger, in the output's folder
             ``auditions``, is stored with each.
@@ -208,7 +207,7 @@ class AuditionHook(HookBase):
         period: int,
         images: float,
         batch_size: int,
-        weights: CategoryWeights | None,
+        weight: Mapping[int, float] | None,
         is_growing: bool,
         checkpoint_period: int,
     ) -> None:
@@ -218,7 +217,7 @@ class AuditionHook(HookBase):
             raise UserError(f"GAL.AUDITION.PERIOD is {period}: set it to 1 or more.")
         self.auditioner, self.judge, self.pool = auditioner, judge, pool
         self.period, self.images, self.batch_size = period, images, batch_size
-        self.weights, self.is_growing = weights, is_growing
+        self.weight, self.is_growing = weight, is_growing
         self.checkpoint_period = checkpoint_period
         self.ledger = judge.open_ledger(FOLDER)
         self.on_audition: Callable[[Contribution, Decision], None] | None = None
@@ -318,17 +317,9 @@ class AuditionHook(HookBase):
         room = int(self._owed * self._per_image) - len(chosen)
         if room > 0:
             # What is pasted more often is asked more often.
-            rows = rng.choice(categories, size=_SPARE * room, p=self._shares(categories))
+            weight = np.array([self.weight[c] if self.weight else 1.0 for c in categories.tolist()])
+            rows = rng.choice(categories, size=_SPARE * room, p=weight / weight.sum())
             candidates = np.stack([rng.choice(pool.ids(int(c)), size=_CANDIDATES) for c in rows])
             asked = choose_for_audition(candidates, self.judge.posterior, rng, room)
             chosen = np.union1d(chosen, asked)
         return rng.permutation(chosen)
-
-    def _shares(self, categories: np.ndarray) -> np.ndarray | None:
-        """(n,) shares of the pastes that categories (n,) have; None: all alike."""
-        if self.weights is None:
-            return None
-        class_of = self.auditioner.class_of_category
-        classes = np.array([class_of[i] for i in categories.tolist()])
-        helping = self.judge.posterior.helping()[classes]
-        return self.weights.shares(self.weights.images_of(categories), helping)

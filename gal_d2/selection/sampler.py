@@ -148,63 +148,6 @@ class DrawRule:
         left = 1.0 if self.steps is None else max(1 - step / self.steps, 0.0)
         return self.temperature * left
 
-    def narrowness(self, helping: float) -> float:
-        """1 where one of ``best`` is taken, 0 where one of all candidates is.
-
-        Args:
-            helping: the share of cut-outs that help; NaN: not known.
-        """
-        room = self.candidates - self.best
-        wide = int(widened(self.best, self.candidates, np.array(helping)))
-        return (self.candidates - wide) / room if room else 1.0
-
-
-class CategoryWeights:
-    """How often categories are drawn: rare ones more often, as long as the draw is narrow.
-
-    One of n images has the weight n ** -p. Where few cut-outs help, choosing makes room for more
-    pastes of rare categories; where most do, more of them are only more of the same, and p falls
-    to 0 as the draw widens (:func:`gal_d2.selection.draw.widened`), by the mean of all categories.
-
-    Args:
-        images: of each category of the training set, by its id; one without any counts as 1.
-        power: p of a narrow draw, ``GAL.POOL.CLASS_POWER``.
-        rule: how far the draw can widen.
-
-    Raises:
-        UserError: the power is below 0.
-    """
-
-    def __init__(self, images: Mapping[int, int], power: float, rule: DrawRule) -> None:
-        if power < 0:
-            raise UserError(f"GAL.POOL.CLASS_POWER is {power}: set it to 0 or more.")
-        self._images, self.power, self.rule = images, power, rule
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> CategoryWeights:
-        """Those of a training."""
-        rule = DrawRule.from_config(cfg)
-        return cls(image_counts(cfg.DATASETS.TRAIN), cfg.GAL.POOL.CLASS_POWER, rule)
-
-    def images_of(self, categories: np.ndarray) -> np.ndarray:
-        """(n,) float64, at least 1: how many images have an object of each category (n,), by id."""
-        return np.array([max(self._images.get(i, 0), 1) for i in categories.tolist()], np.float64)
-
-    def shares(self, images: np.ndarray, helping: np.ndarray) -> np.ndarray:
-        """The share of the pastes that each of some categories has.
-
-        Args:
-            images: (n,) of each, n at least 1; see :meth:`images_of`.
-            helping: (n,) shares of their cut-outs that help; NaN: not known.
-
-        Returns:
-            (n,) that add up to 1.
-        """
-        known = helping[np.isfinite(helping)]
-        mean = known.mean() if len(known) else np.nan
-        weight = images ** -(self.power * self.rule.narrowness(mean))
-        return weight / weight.sum()
-
 
 class PosteriorSampler(UniformClassSampler):
     """Draws a category, rare ones more often, then one of its cut-outs by what is known about them.
@@ -219,7 +162,7 @@ class PosteriorSampler(UniformClassSampler):
         class_of_category: of the data set's categories, id (as in the JSON) -> class index.
         view: what is known, as it stood at the snapshot that the step sees.
         rule: see there.
-        weights: how often categories are drawn; None: all alike.
+        weight: of each category, by its id; None: all the same.
     """
 
     def __init__(
@@ -228,10 +171,10 @@ class PosteriorSampler(UniformClassSampler):
         class_of_category: Mapping[int, int],
         view: PosteriorView,
         rule: DrawRule | None = None,
-        weights: CategoryWeights | None = None,
+        weight: Mapping[int, float] | None = None,
     ) -> None:
         self._class_of = dict(class_of_category)
-        self.weights = weights
+        self._weight = weight
         super().__init__(pool, class_of_category)
         self.view = view
         self.rule = rule or DrawRule()
@@ -243,31 +186,29 @@ class PosteriorSampler(UniformClassSampler):
         if len(categories) == 0:
             return np.empty(0, dtype=np.int64)
         self.view.follow(step)
-        self._look()
         row = np.searchsorted(self._ends, rng.random(num), side="right")
         pool_ids = self.draw_candidates(categories[row], self.rule.candidates, rng)
         values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
-        return pool_ids[np.arange(num), choose_from_best(values, self._best[row], rng)]
+        return pool_ids[np.arange(num), choose_from_best(values, self._best_of()[row], rng)]
 
-    def _look(self) -> None:
-        """Note what a snapshot says of the categories: how often, and one of how many."""
-        if self._looked_at == (self.view.number, self._pool_size):
-            return
-        helping = self.view.helping(self._classes)
-        shares = np.full(len(helping), 1 / len(helping))
-        if self.weights is not None:
-            shares = self.weights.shares(self._images, helping)
-        # The last end is left out: no number below 1 lies beyond it, whatever is rounded.
-        self._ends = np.cumsum(shares)[:-1]
-        self._best = widened(self.rule.best, self.rule.candidates, helping)
-        self._looked_at = self.view.number, self._pool_size
+    def _best_of(self) -> np.ndarray:
+        """Of each category, one of how many best is taken; looked up once a snapshot."""
+        looked_at = self.view.number, self._pool_size
+        if self._looked_at != looked_at:
+            helping = self.view.helping(self._classes)
+            self._best = widened(self.rule.best, self.rule.candidates, helping)
+            self._looked_at = looked_at
+        return self._best
 
     def _find_categories(self) -> None:
         super()._find_categories()
         categories = self._categories.tolist()
         self._classes = np.array([self._class_of[i] for i in categories], np.int64)
-        if self.weights is not None:
-            self._images = self.weights.images_of(self._categories)
+        weight = np.ones(len(categories))
+        if self._weight is not None:
+            weight[:] = [self._weight[category] for category in categories]
+        # The last end is left out: no number below 1 lies beyond it, whatever is rounded.
+        self._ends = np.cumsum(weight / weight.sum())[:-1]
 
 
 @POOL_SAMPLER_REGISTRY.register()
@@ -291,7 +232,22 @@ def posterior(
         )
     rule = DrawRule.from_config(cfg)
     view = PosteriorView(Snapshots.from_config(cfg))
-    return PosteriorSampler(pool, class_of_category, view, rule, CategoryWeights.from_config(cfg))
+    return PosteriorSampler(pool, class_of_category, view, rule, category_weights(cfg))
+
+
+def category_weights(cfg: CfgNode) -> dict[int, float] | None:
+    """By ``GAL.POOL.CLASS_POWER``: of each category of the training set, by its id; None: alike.
+
+    Raises:
+        UserError: the power is below 0.
+    """
+    power = cfg.GAL.POOL.CLASS_POWER
+    if power < 0:
+        raise UserError(f"GAL.POOL.CLASS_POWER is {power}: set it to 0 or more.")
+    if power == 0:
+        return None
+    images = image_counts(cfg.DATASETS.TRAIN)
+    return {category: max(count, 1) ** -power for category, count in images.items()}
 
 
 def build_pool_sampler(

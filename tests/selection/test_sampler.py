@@ -17,7 +17,6 @@ from gal_d2.pool.writer import PoolWriter
 from gal_d2.selection.posterior_view import PosteriorView
 from gal_d2.selection.sampler import (
     POOL_SAMPLER_REGISTRY,
-    CategoryWeights,
     DrawRule,
     PosteriorSampler,
     UniformClassSampler,
@@ -185,31 +184,12 @@ def test_rare_classes_are_drawn_more_often(tmp_path: Path) -> None:
     fill(tmp_path / "pool", {3: 2, 5: 1, 9: 1})
     pool = InstancePool(tmp_path / "pool")
     view = view_of(tmp_path, pool.ids(3), [0.0, 0.0], weight=1.0)
-    weights = CategoryWeights({3: 12, 5: 4, 7: 0}, 1.0, DrawRule())
-    sampler = PosteriorSampler(pool, {3: 0, 5: 1, 7: 2}, view, weights=weights)
+    sampler = PosteriorSampler(pool, {3: 0, 5: 1, 7: 2}, view, weight={3: 0.25, 5: 0.75, 7: 5.0})
     by_class = [shares(sampler, pool.ids(c), 20).sum() for c in (3, 5, 9)]
     assert by_class == pytest.approx([0.25, 0.75, 0.0], abs=0.015)
     fill(tmp_path / "pool", {7: 1})  # the pool grows by a class
     pool.refresh()
-    assert shares(sampler, pool.ids(7), 20) == pytest.approx([3 / 4], abs=0.015)
-
-
-def test_rare_classes_are_drawn_as_others_where_most_cut_outs_help() -> None:
-    weights = CategoryWeights({3: 16, 5: 1}, 0.5, DrawRule(12, 3))
-    images = weights.images_of(np.array([3, 5]))
-    for helping, expected in [
-        ([np.nan, np.nan], 4.0),
-        ([0.5, 0.62], 4.0),
-        ([0.7, np.nan], 16 ** (0.5 * 8 / 9)),  # one of 4 is drawn
-        ([0.5, 1.0], 16 ** (0.5 * 6 / 9)),  # one of 6 by the mean
-        ([0.9, 0.95], 1.0),
-    ]:
-        shares = weights.shares(images, np.array(helping))
-        assert shares.sum() == pytest.approx(1)
-        assert shares[1] / shares[0] == pytest.approx(expected)
-    # Where all candidates are the best there is nothing to choose, and nothing to widen.
-    nothing_chosen = CategoryWeights({3: 16, 5: 1}, 0.5, DrawRule(4, 4))
-    assert nothing_chosen.shares(images, np.ones(2))[1] == pytest.approx(0.8)
+    assert shares(sampler, pool.ids(7), 20) == pytest.approx([5 / 6], abs=0.015)
 
 
 def test_posterior_draws_are_a_function_of_generator_and_step(tmp_path: Path) -> None:
