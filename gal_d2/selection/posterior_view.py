@@ -148,11 +148,6 @@ class PosteriorView:
             self._judged = arrays["judged_ids"], arrays["judged_signs"]
 
     @property
-    def number(self) -> int:
-        """Of the snapshot that is shown; -1: none yet."""
-        return self._number
-
-    @property
     def value_options(self) -> tuple[np.ndarray, np.ndarray]:
         """Weights (S,) of the signals in the value, and their ceilings (S,)."""
         return self._weights, self._ceilings

@@ -178,7 +178,6 @@ class PosteriorSampler(UniformClassSampler):
         super().__init__(pool, class_of_category)
         self.view = view
         self.rule = rule or DrawRule()
-        self._looked_at: tuple[int, int] | None = None  # snapshot, and size of the pool
 
     def sample(self, num: int, rng: np.random.Generator, step: int = 0) -> np.ndarray:
         """Draw ``num`` pool ids; see :meth:`PoolSampler.sample`."""
@@ -189,16 +188,9 @@ class PosteriorSampler(UniformClassSampler):
         row = np.searchsorted(self._ends, rng.random(num), side="right")
         pool_ids = self.draw_candidates(categories[row], self.rule.candidates, rng)
         values = self.view.draw_values(pool_ids, self.rule.temperature_at(step), rng)
-        return pool_ids[np.arange(num), choose_from_best(values, self._best_of()[row], rng)]
-
-    def _best_of(self) -> np.ndarray:
-        """Of each category, one of how many best is taken; looked up once a snapshot."""
-        looked_at = self.view.number, self._pool_size
-        if self._looked_at != looked_at:
-            helping = self.view.helping(self._classes)
-            self._best = widened(self.rule.best, self.rule.candidates, helping)
-            self._looked_at = looked_at
-        return self._best
+        helping = self.view.helping(self._classes[row])
+        best = widened(self.rule.best, self.rule.candidates, helping)
+        return pool_ids[np.arange(num), choose_from_best(values, best, rng)]
 
     def _find_categories(self) -> None:
         super()._find_categories()
