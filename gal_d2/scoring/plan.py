@@ -27,8 +27,9 @@ class InstanceTable:
     num_rois: Tensor
     area: Tensor  # of the pasted ones; NaN for the others
     learnt: Tensor  # whether it is a real one to learn from
+    compared: Tensor  # whether its losses count: heads without gradients are asked about no other
 
-    WIDTH: ClassVar[int] = 7
+    WIDTH: ClassVar[int] = 8
 
     def __len__(self) -> int:
         return len(self.image)
@@ -56,7 +57,8 @@ class InstanceTable:
     def unpack(cls, packed: Tensor) -> InstanceTable:
         columns = list(packed.view(cls.WIDTH, -1))
         columns[5] = columns[5].contiguous().view(torch.float64).float()
-        columns[2], columns[6] = columns[2].bool(), columns[6].bool()
+        for flag in (2, 6, 7):
+            columns[flag] = columns[flag].bool()
         return cls(*columns)
 
 
@@ -130,6 +132,9 @@ def plan_batch(
     }[which]
     if learn:
         table.learnt[choose_real(table, max_real_per_class)] = True
+        # What loss is usual for a class, one a step tells.
+        table.compared[choose_real(table, 1)] = True
+    table.compared[wanted] = True
     target = (wanted | table.learnt).nonzero()[:, 0]
     place = torch.full((len(table),), -1, dtype=torch.int64)
     place[target] = torch.arange(len(target))
@@ -179,6 +184,7 @@ def read_targets(
                 num_rois=usable.long(),
                 area=visible_area(target, pasted),
                 learnt=torch.zeros(n, dtype=torch.bool),
+                compared=torch.zeros(n, dtype=torch.bool),
             )
         )
         boxes.append(box)

@@ -20,7 +20,7 @@ class Rows:
     Attributes:
         values: (H, 5, N): the loss (a sum over ROIs), the norm of the gradient, its product with
             the direction, the direction's norm, and its product with the sum of real gradients.
-            Of a head without gradients, five times the loss.
+            Of a head without gradients, five times the loss; NaN where it was not asked.
         extra_norm: (heads with a contrast, K), of relabelled instances.
         probabilities: (P, C) of the pasted instances, sums over ROIs; without a classifier (0, C).
         learnt: by head with gradients, (R + K, D) of those that are learnt from, then of relabelled

@@ -337,8 +337,11 @@ class ContributionScorer:
         images = table.image.tolist()
         names = images if image_ids is None else [image_ids[image] for image in images]
         for head, (loss, norm, *_) in zip(self.heads, values, strict=True):
-            bad_loss = (table.num_rois > 0) & ~loss.isfinite()
-            bad_gradient = (table.num_rois > 0) & ~norm.isfinite() & ~bad_loss
+            asked = table.num_rois > 0
+            if head not in self.gradient_heads:
+                asked &= table.compared
+            bad_loss = asked & ~loss.isfinite()
+            bad_gradient = asked & ~norm.isfinite() & ~bad_loss
             for what, bad in (("loss", bad_loss), ("gradient", bad_gradient)):
                 self.non_finite.add(f"{what} of the {head} head", bad, names, table.pool_id)
 
@@ -375,7 +378,7 @@ class ContributionScorer:
     ) -> None:
         """Let directions, windows and confusions follow what all processes found."""
         self.cache.update(self._format.cache_rows(parts, large), candidates(parts))
-        of_real = contribution[table.learnt]
+        of_real = contribution[table.learnt & table.compared]
         for head, loss in of_real.head_loss.items():
             self.reference[loss_key(head)].add_gathered(of_real.gt_class, loss)
 

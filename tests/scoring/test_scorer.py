@@ -277,7 +277,34 @@ def test_at_most_so_many_real_instances_of_a_class_spread_over_the_batch(tiny):
     assert plan.target[plan.table.learnt].tolist() == [0, 2, 5]
     scorer.step(features, tiny.targets(many))
     assert scorer.cache.count("box").tolist() == [0, 3, 0, 0, 0]
-    assert scorer.reference["loss/mask"].count(torch.tensor([1])) == 3
+    for head in scorer.heads:
+        assert scorer.reference[f"loss/{head}"].count(torch.tensor([1])) == 1
+
+
+def test_a_head_without_gradients_is_asked_about_one_real_instance_of_a_class(tiny, monkeypatch):
+    """And about all pasted ones, and whatever else is asked for; other losses are missing."""
+    rows = [
+        *((0, [2, 2, 20 + 3 * i, 30], 1, 0, -1) for i in range(3)),
+        *((1, [4, 6, 30 + 3 * i, 41], 1 + i, 1, 70 + i) for i in range(2)),
+        (1, [8, 8, 40, 50], 2, 0, -1),
+    ]
+    roi_heads = tiny.roi_heads()
+    scorer = ContributionScorer(roi_heads, gradient_heads=["box"], **OPTIONS)
+    layers, seen = roi_heads.mask_head.layers, []
+    monkeypatch.setattr(
+        roi_heads.mask_head, "layers", lambda x: (seen.append(len(x)), layers(x))[1], raising=False
+    )
+    features, targets = tiny.features(), tiny.targets(rows)
+    plan = scorer.plan(targets, learn=True)
+    assert plan.target[plan.table.compared].tolist() == [0, 3, 4, 5]
+    whole = scorer.score(features, targets, which="all")
+    step = scorer.step(features, targets)
+    assert seen == [6, 4]
+    for head in scorer.heads:
+        torch.testing.assert_close(step.head_loss[head], whole.head_loss[head][3:5])
+    assert scorer.reference["loss/mask"].count(torch.tensor([0, 1, 2])).tolist() == [0, 1, 1]
+    assert scorer.cache.count("box").tolist() == [0, 3, 1, 0, 0]
+    assert not scorer.non_finite.counts  # what was not asked is not missing
 
 
 def test_state_comes_back_and_the_next_step_is_the_same(tiny, batch, tmp_path):

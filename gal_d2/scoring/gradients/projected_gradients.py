@@ -8,7 +8,7 @@ matrices, those of the full gradients (:mod:`gal_d2.scoring.gradients.layer_proj
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -57,6 +57,19 @@ class HeadGradients:
     gradient: Tensor | None
     loss: Tensor
     probabilities: Tensor | None
+
+    def spread(self, index: Tensor, rows: int) -> HeadGradients:
+        """Of ``rows`` rows, whose losses are NaN and probabilities 0 but at the R of ``index``.
+
+        Args:
+            index: (R,) int64, where these rows belong. There are no gradients.
+            rows: how many there are.
+        """
+        loss = self.loss.new_full((rows,), torch.nan).index_copy_(0, index, self.loss)
+        share = self.probabilities
+        if share is not None:
+            share = share.new_zeros(rows, share.shape[1]).index_copy_(0, index, share)
+        return HeadGradients(None, loss, share)
 
 
 class ProjectedGradients:
@@ -127,10 +140,11 @@ class ProjectedGradients:
         """The heads whose losses tell classes apart."""
         return tuple(name for name, loss in self._losses.items() if loss.classifies)
 
-    @property
-    def need_masks(self) -> bool:
-        """Whether a head looks at the masks of regions."""
-        return any(loss.needs_masks for loss in self._losses.values())
+    def need_masks(self, heads: Collection[str] | None = None) -> bool:
+        """Whether one of these heads (None: of all) looks at the masks of regions."""
+        return any(
+            self._losses[head].needs_masks for head in self.heads if heads is None or head in heads
+        )
 
     def full_precision(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The feature maps that the heads pool from, for all heads at once, as float32."""
