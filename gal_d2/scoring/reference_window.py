@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,22 +19,23 @@ def _mix(values: Tensor) -> Tensor:
     return (values.view(torch.int32).long() * 0x9E3779B1) & 0xFFFFFFFF
 
 
-def _quantile_of_sorted(rows: Tensor, counts: Tensor, q: float) -> Tensor:
-    """Linearly interpolated quantile of the first ``counts`` entries of ascending rows.
+def _quantiles_of_sorted(rows: Tensor, counts: Tensor, qs: Sequence[float]) -> Tensor:
+    """Linearly interpolated quantiles of the first ``counts`` entries of ascending rows.
 
     Args:
         rows: (N, M) float32, each row ascending in its first ``counts`` entries.
         counts: (N,) int64.
-        q: in [0, 1].
+        qs: Q of them, in [0, 1].
 
     Returns:
-        (N,) float32; NaN where the count is 0.
+        (Q, N) float32; NaN where the count is 0.
     """
-    position = q * (counts - 1).clamp(min=0).double()
+    last = (counts - 1).clamp(min=0)
+    position = torch.tensor(qs, dtype=torch.float64)[:, None] * last.double()
     below = position.floor().long()
-    above = torch.minimum(below + 1, (counts - 1).clamp(min=0))
-    low = rows.gather(1, below[:, None])[:, 0].double()
-    high = rows.gather(1, above[:, None])[:, 0].double()
+    above = torch.minimum(below + 1, last)
+    low = rows.gather(1, below.T).T.double()
+    high = rows.gather(1, above.T).T.double()
     result = (low + (high - low) * (position - below)).float()
     return result.masked_fill(counts == 0, torch.nan)
 
@@ -121,51 +121,48 @@ class ReferenceWindow:
         Returns:
             (N,) float32 on the CPU; NaN where all classes together hold fewer than ``n_min``.
         """
-        (result,) = self.quantiles(classes, (q,))
-        return result
+        return self.quantiles(classes, (q,))[0]
 
-    def quantiles(self, classes: Tensor, qs: Sequence[float]) -> list[Tensor]:
-        """Several of them, for little more than one."""
+    def quantiles(self, classes: Tensor, qs: Sequence[float]) -> Tensor:
+        """Several of them, for little more than one: (Q, N)."""
         classes = torch.as_tensor(classes).detach().long().cpu()
         counts = self.count(classes)
-        rows = self._values[classes].sort(dim=1).values
+        result = _quantiles_of_sorted(self._values[classes].sort(dim=1).values, counts, qs)
         thin = counts < self.n_min
-        share = counts[thin] / self.n_min
-        results = []
-        for q in qs:
-            result = _quantile_of_sorted(rows, counts, q)
-            if len(share):
-                backing = self._backing_quantile(classes[thin], q)
-                own = result[thin].nan_to_num()  # its share is 0 where it has no value
-                result[thin] = share * own + (1 - share) * backing
-            results.append(result)
-        return results
+        if thin.any():
+            share = counts[thin] / self.n_min
+            own = result[:, thin].nan_to_num()  # its share is 0 where it has no value
+            backing = self._backing_quantiles(classes[thin], qs)
+            result[:, thin] = share * own + (1 - share) * backing
+        return result
 
-    def _backing_quantile(self, classes: Tensor, q: float) -> Tensor:
-        """(N,) quantile of each class's group, the group backed by all classes."""
+    def _backing_quantiles(self, classes: Tensor, qs: Sequence[float]) -> Tensor:
+        """(Q, N) quantiles of each class's group, the group backed by all classes."""
         groups = self.groups[classes]
-        result = torch.full((len(classes),), torch.nan)
+        result = torch.full((len(qs), len(classes)), torch.nan)
         for group in groups.unique().tolist():
-            pooled, count = self._pooled_quantile(group, q)
+            pooled, count = self._pooled_quantiles(group, qs)
             if count < self.n_min:
-                everything, total = self._pooled_quantile(None, q)
+                everything, total = self._pooled_quantiles(None, qs)
                 if total < self.n_min:
                     return torch.full_like(result, torch.nan)
                 share = count / self.n_min
-                pooled = (share * pooled if count else 0.0) + (1 - share) * everything
-            result[groups == group] = pooled
+                pooled = share * pooled.nan_to_num() + (1 - share) * everything
+            result[:, groups == group] = pooled.float()[:, None]
         return result
 
-    def _pooled_quantile(self, group: int | None, q: float) -> tuple[float, int]:
-        """Quantile and number of the values of all classes of a group (None: of all groups)."""
+    def _pooled_quantiles(self, group: int | None, qs: Sequence[float]) -> tuple[Tensor, int]:
+        """(Q,) float64 quantiles of the values of all classes of a group (None: of all groups), and
+        how many values there are."""
         if group not in self._pools:
             values = self._values if group is None else self._values[self.groups == group]
             # NumPy's sort is several times as fast as torch's, and pools are large.
             self._pools[group] = torch.from_numpy(np.sort(values[values.isfinite()].numpy()))
         pool = self._pools[group]
         if len(pool) == 0:
-            return math.nan, 0
-        return float(_quantile_of_sorted(pool[None], torch.tensor([len(pool)]), q)), len(pool)
+            return torch.full((len(qs),), torch.nan, dtype=torch.float64), 0
+        count = torch.tensor([len(pool)])
+        return _quantiles_of_sorted(pool[None], count, qs)[:, 0].double(), len(pool)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"values": self._values.clone(), "total": self._total.clone()}
