@@ -222,7 +222,7 @@ def draw(main: Mapping[Condition, Records], steps: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     ends = np.arange(1, POINTS + 1) / POINTS * steps
     centres = (np.arange(WINDOWS) + 0.5) / WINDOWS * steps
@@ -239,7 +239,8 @@ def draw(main: Mapping[Condition, Records], steps: int, path: Path) -> None:
             _band(right, centres, np.array(known, dtype=float), style)
     left.set(title="mask AP", xlabel="step")
     right.set(title="good ones among the pasted", xlabel="step", ylim=(0, 1.02))
-    left.legend(frameon=False, fontsize=8)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="0.92")
