@@ -63,13 +63,8 @@ def ask_heads(
     weights = iter(send_together([t for w in weights for t in w.tensors()], device))
     loss_only = [head for head in gradients.heads if head not in cache.heads]
     is_partial = bool(loss_only) and len(compared.index) < own
-    rois = every.batch(
-        targets,
-        local[: len(targets)]
-        if gradients.need_masks(cache.heads if is_partial else None)
-        else None,
-        device,
-    )
+    needed = gradients.need_masks(cache.heads if is_partial else None)
+    rois = every.batch(targets, local[: len(targets)] if needed else None, device)
     if is_partial:
         needed = gradients.need_masks(loss_only)
         compared_rois = compared.batch(targets, local[len(targets) :] if needed else None, device)
