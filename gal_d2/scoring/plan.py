@@ -110,6 +110,7 @@ def plan_batch(
     learn: bool,
     which: str,
     max_real_per_class: int,
+    is_known: Tensor,
     relabel: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
 ) -> Plan:
     """Say what is to be done with a batch.
@@ -120,6 +121,8 @@ def plan_batch(
         learn: whether its real instances are learnt from.
         which: are scored: "pasted", "real", "all" or "none".
         max_real_per_class: real instances of a class that are learnt from.
+        is_known: (C,) bool, classes whose usual loss is known: one instance a step keeps it up to
+            date.
         relabel: which of real instances of (R,) classes to relabel as what, for which slot
             (:meth:`~gal_d2.scoring.gradients.directions.GradientCache.counterfactuals`).
     """
@@ -132,8 +135,9 @@ def plan_batch(
     }[which]
     if learn:
         table.learnt[choose_real(table, max_real_per_class)] = True
-        # What loss is usual for a class, one a step tells.
         table.compared[choose_real(table, 1)] = True
+        unknown = ~is_known[table.gt_class.clamp(0, num_classes - 1)]
+        table.compared[table.learnt & unknown] = True
     table.compared[wanted] = True
     target = (wanted | table.learnt).nonzero()[:, 0]
     place = torch.full((len(table),), -1, dtype=torch.int64)

@@ -77,6 +77,11 @@ class ReferenceWindow:
     def num_classes(self) -> int:
         return len(self.groups)
 
+    @property
+    def is_full(self) -> Tensor:
+        """(C,) bool, classes of which no more values can be kept."""
+        return self._total >= self.size
+
     def count(self, classes: Tensor | None = None) -> Tensor:
         """How many values are kept: (N,) int64 for the given classes, or (C,) for all."""
         counts = self._total.clamp(max=self.size)

@@ -268,6 +268,7 @@ class ContributionScorer:
             learn=learn,
             which=which,
             max_real_per_class=self.max_real_per_class,
+            is_known=torch.stack([window.is_full for window in self.reference.values()]).all(0),
             relabel=functools.partial(self.cache.counterfactuals, limit=self.max_counterfactuals),
         )
 

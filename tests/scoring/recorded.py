@@ -1,8 +1,5 @@
 """Scores of a few steps, kept in ``recorded_scores.npz``: what the scorer gave at commit d69fd31.
 
-The windows of losses, and so the scores, are newer: one real instance of a class in a step tells
-what is usual, not all that are learnt from.
-
 ``python tests/scoring/recorded.py`` writes the file anew; the test beside it compares.
 """
 

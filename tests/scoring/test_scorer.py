@@ -277,12 +277,13 @@ def test_at_most_so_many_real_instances_of_a_class_spread_over_the_batch(tiny):
     assert plan.target[plan.table.learnt].tolist() == [0, 2, 5]
     scorer.step(features, tiny.targets(many))
     assert scorer.cache.count("box").tolist() == [0, 3, 0, 0, 0]
-    for head in scorer.heads:
-        assert scorer.reference[f"loss/{head}"].count(torch.tensor([1])) == 1
+    assert scorer.reference["loss/mask"].count(torch.tensor([1])) == 3
 
 
-def test_a_head_without_gradients_is_asked_about_one_real_instance_of_a_class(tiny, monkeypatch):
-    """And about all pasted ones, and whatever else is asked for; other losses are missing."""
+def test_where_the_usual_loss_is_known_one_real_instance_of_a_class_is_asked_about(
+    tiny, monkeypatch
+):
+    """By a head without gradients; and all pasted ones are, and whatever else is wanted."""
     rows = [
         *((0, [2, 2, 20 + 3 * i, 30], 1, 0, -1) for i in range(3)),
         *((1, [4, 6, 30 + 3 * i, 41], 1 + i, 1, 70 + i) for i in range(2)),
@@ -290,6 +291,10 @@ def test_a_head_without_gradients_is_asked_about_one_real_instance_of_a_class(ti
     ]
     roi_heads = tiny.roi_heads()
     scorer = ContributionScorer(roi_heads, gradient_heads=["box"], **OPTIONS)
+    assert scorer.plan(tiny.targets(rows), learn=True).table.compared.all()
+    for window in scorer.reference.values():
+        window.add(torch.tensor([1] * 8 + [2] * 8), torch.linspace(0.1, 0.9, 16))
+    before = [window._total.clone() for window in scorer.reference.values()]
     layers, seen = roi_heads.mask_head.layers, []
     monkeypatch.setattr(
         roi_heads.mask_head, "layers", lambda x: (seen.append(len(x)), layers(x))[1], raising=False
@@ -302,7 +307,8 @@ def test_a_head_without_gradients_is_asked_about_one_real_instance_of_a_class(ti
     assert seen == [6, 4]
     for head in scorer.heads:
         torch.testing.assert_close(step.head_loss[head], whole.head_loss[head][3:5])
-    assert scorer.reference["loss/mask"].count(torch.tensor([0, 1, 2])).tolist() == [0, 1, 1]
+    for window, total in zip(scorer.reference.values(), before, strict=True):
+        assert (window._total - total).tolist() == [0, 1, 1, 0, 0]
     assert scorer.cache.count("box").tolist() == [0, 3, 1, 0, 0]
     assert not scorer.non_finite.counts  # what was not asked is not missing
 
