@@ -57,12 +57,8 @@ class _Canvas:
         """Top left pixel of a free window of ``size`` (height, width); None if none was found."""
         for _ in range(_POSITION_TRIES):
             x0, y0 = draw_position(size, self.frame.region, rng, inside=True)
-            left, top = x0 - _GAP, y0 - _GAP
-            right, bottom = x0 + size[1] + _GAP, y0 + size[0] + _GAP
-            if all(
-                box.x1 <= left or right <= box.x0 or box.y1 <= top or bottom <= box.y0
-                for box in self.boxes
-            ):
+            wanted = Box(x0, y0, x0 + size[1], y0 + size[0]).grow(_GAP)
+            if not any(wanted.overlaps(box) for box in self.boxes):
                 return x0, y0
         return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -43,8 +42,8 @@ def ask_heads(
     one_roi_each = torch.equal(plan.owner, torch.arange(n))
     classes = table.gt_class.clamp(0, cache.num_classes - 1)
     rows = torch.cat([table.learnt.nonzero()[:, 0], n + torch.arange(extra)])
-    every, compared = Regions.all_of(plan), Regions.compared_in(plan)
-    owner, roi_class, as_class, region, class_there, rows, pasted, index, *local = send_together(
+    compared, compared_boxes, compared_local = compared_regions(plan)
+    owner, roi_class, as_class, region, class_there, rows, pasted, compared, *there = send_together(
         [
             plan.owner,
             classes[plan.owner],
@@ -53,37 +52,35 @@ def ask_heads(
             classes,
             rows,
             table.pasted.nonzero()[:, 0],
-            compared.index,
-            *every.local,
-            *compared.local,
+            compared,
+            *plan.local,
+            *compared_local,
         ],
         device,
     )
     weights = [cache.direction_weights(head, classes) for head in cache.heads]
     weights = iter(send_together([t for w in weights for t in w.tensors()], device))
-    loss_only = [head for head in gradients.heads if head not in cache.heads]
-    is_partial = bool(loss_only) and len(compared.index) < own
-    needed = gradients.need_masks(cache.heads if is_partial else None)
-    rois = every.batch(targets, local[: len(targets)] if needed else None, device)
-    if is_partial:
-        needed = gradients.need_masks(loss_only)
-        compared_rois = compared.batch(targets, local[len(targets) :] if needed else None, device)
+    rois, compared_rois = RoiBatch(plan.boxes), RoiBatch(compared_boxes)
+    if gradients.need_masks(cache.heads):
+        rois = RoiBatch(plan.boxes, masks_of(targets, plan.local, there[: len(targets)], device))
+    if gradients.need_masks([head for head in gradients.heads if head not in cache.heads]):
+        masks = masks_of(targets, compared_local, there[len(targets) :], device)
+        compared_rois = RoiBatch(compared_boxes, masks)
     values, extra_norm, learnt = [], [], []
     probabilities = torch.zeros(0, cache.num_classes, device=device)
     for head in gradients.heads:
         contrast, backward = head in cache.contrast_heads, head in cache.heads
-        if not backward and is_partial:
-            result = gradients(head, features, compared_rois, roi_class[index], backward=False)
-            result = result.spread(index, own)
-        else:
+        if backward:
             result = gradients(
                 head,
                 features,
                 rois,
                 torch.cat([roi_class, as_class]) if contrast and extra else roi_class,
                 region if contrast and extra else None,
-                backward=backward,
             )
+        else:
+            result = gradients(head, features, compared_rois, roi_class[compared], backward=False)
+            result = result.spread(compared, own)
         gradient, loss, share = result.gradient, result.loss[:own], result.probabilities
         if not one_roi_each:
             loss = sum_by_instance(loss, owner, n)
@@ -111,51 +108,40 @@ def ask_heads(
     )
 
 
-@dataclass(frozen=True)
-class Regions:
-    """Some of the M ROIs of a plan; on the CPU.
+def compared_regions(plan: Plan) -> tuple[Tensor, list[Boxes], list[Tensor]]:
+    """The ROIs that heads without gradients are asked about.
 
-    Attributes:
-        index: (R,) int64, which.
-        boxes: by image, theirs.
-        local: by image, (R_i,) int64, the target of each.
+    Returns:
+        (R,) int64, which of the plan's they are; and by image their boxes and their targets, as
+        :attr:`Plan.boxes` and :attr:`Plan.local`.
     """
+    is_compared = plan.table.compared[plan.owner]
+    by_image = is_compared.split([len(local) for local in plan.local])
+    return (
+        is_compared.nonzero()[:, 0],
+        [boxes[here] for boxes, here in zip(plan.boxes, by_image, strict=True)],
+        [local[here] for local, here in zip(plan.local, by_image, strict=True)],
+    )
 
-    index: Tensor
-    boxes: list[Boxes]
-    local: list[Tensor]
 
-    @classmethod
-    def all_of(cls, plan: Plan) -> Regions:
-        return cls(torch.arange(len(plan.owner)), plan.boxes, plan.local)
+def masks_of(
+    targets: Sequence[Instances],
+    local: Sequence[Tensor],
+    there: Sequence[Tensor],
+    device: torch.device,
+) -> list:
+    """Per image, the masks of ROIs' targets.
 
-    @classmethod
-    def compared_in(cls, plan: Plan) -> Regions:
-        """Those that heads without gradients are asked about."""
-        is_compared = plan.table.compared[plan.owner]
-        by_image = is_compared.split([len(local) for local in plan.local])
-        return cls(
-            is_compared.nonzero()[:, 0],
-            [boxes[here] for boxes, here in zip(plan.boxes, by_image, strict=True)],
-            [local[here] for local, here in zip(plan.local, by_image, strict=True)],
-        )
-
-    def batch(
-        self, targets: Sequence[Instances], local: Sequence[Tensor] | None, device: torch.device
-    ) -> RoiBatch:
-        """As heads want them.
-
-        Args:
-            targets: per image.
-            local: as in ``self``, on the device; None: no head needs masks.
-            device: that the masks shall be on.
-        """
-        if local is None:
-            return RoiBatch(self.boxes)
-        masks = []
-        for target, here, there in zip(targets, self.local, local, strict=True):
-            if target.gt_masks.device == device:
-                masks.append(target.gt_masks[there])
-            else:
-                masks.append(target.gt_masks[here].to(device, non_blocking=True))
-        return RoiBatch(self.boxes, masks)
+    Args:
+        targets: per image.
+        local: per image, the target of each ROI; on the CPU.
+        there: the same, on the device.
+        device: that the masks shall be on.
+    """
+    masks = []
+    for target, on_host, on_device in zip(targets, local, there, strict=True):
+        if target.gt_masks.device == device:
+            masks.append(target.gt_masks[on_device])
+        else:
+            masks.append(target.gt_masks[on_host].to(device, non_blocking=True))
+    return masks

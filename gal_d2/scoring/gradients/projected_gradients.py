@@ -8,7 +8,7 @@ matrices, those of the full gradients (:mod:`gal_d2.scoring.gradients.layer_proj
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -140,11 +140,9 @@ class ProjectedGradients:
         """The heads whose losses tell classes apart."""
         return tuple(name for name, loss in self._losses.items() if loss.classifies)
 
-    def need_masks(self, heads: Collection[str] | None = None) -> bool:
-        """Whether one of these heads (None: of all) looks at the masks of regions."""
-        return any(
-            self._losses[head].needs_masks for head in self.heads if heads is None or head in heads
-        )
+    def need_masks(self, heads: Iterable[str]) -> bool:
+        """Whether one of these heads looks at the masks of regions."""
+        return any(self._losses[head].needs_masks for head in heads)
 
     def full_precision(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The feature maps that the heads pool from, for all heads at once, as float32."""
