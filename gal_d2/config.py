@@ -150,7 +150,7 @@ def _add_copy_paste_keys(gal: CfgNode) -> None:
     # With the sampler "posterior": images on which cut-outs are scored without training, for each
     # training image, about: the average of a training, of which the first half gets three quarters;
     # 0: no auditions.
-    gal.AUDITION.IMAGES = 0.25
+    gal.AUDITION.IMAGES = 0.17
     # Steps between two rounds of auditions.
     gal.AUDITION.PERIOD = 100
 

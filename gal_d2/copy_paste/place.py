@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,40 @@ def draw_position(
     x = rng.uniform(region.x0, region.x1)
     y = rng.uniform(region.y0, region.y1)
     return math.floor(x - size[1] / 2), math.floor(y - size[0] / 2)
+
+
+def draw_free_position(
+    size: tuple[int, int],
+    region: Box,
+    taken: Sequence[Box],
+    rng: np.random.Generator,
+    *,
+    gap: int = 0,
+) -> tuple[int, int] | None:
+    """Top left pixel (x0, y0) of a box that lies in the region and beside all boxes ``taken``.
+
+    Args:
+        size: (height, width), at most the region's.
+        region: of the image.
+        taken: not empty ones.
+        rng: draws one number.
+        gap: pixels that are left free between two boxes.
+
+    Returns:
+        Uniform among all such places; None if there is none.
+    """
+    height, width = size
+    free = np.ones((region.height - height + 1, region.width - width + 1), bool)
+    for box in taken:
+        x0, y0, x1, y1 = box.grow(gap).shift(-region.x0, -region.y0)
+        free[max(y0 - height + 1, 0) : max(y1, 0), max(x0 - width + 1, 0) : max(x1, 0)] = False
+    ends = np.count_nonzero(free, axis=1).cumsum()  # of the rows, in the list of free places
+    if ends[-1] == 0:
+        return None
+    chosen = rng.integers(ends[-1])
+    y = int(np.searchsorted(ends, chosen, side="right"))
+    x = int(np.flatnonzero(free[y])[chosen - ends[y]])  # a negative index: from the row's end
+    return region.x0 + x, region.y0 + y
 
 
 def place(

@@ -17,7 +17,7 @@ from gal_d2.copy_paste.fields import InstanceSource
 from gal_d2.copy_paste.masks import Box, LocalMask, to_bit_masks, to_boxes
 from gal_d2.copy_paste.options import PasteOptions
 from gal_d2.copy_paste.paste import paste_cutouts
-from gal_d2.copy_paste.place import Placement, draw_position, place
+from gal_d2.copy_paste.place import Placement, draw_free_position, draw_position, place
 from gal_d2.copy_paste.scale import draw_sized
 from gal_d2.datasets.records import object_classes
 from gal_d2.errors import UserError
@@ -27,7 +27,6 @@ from gal_d2.pool.instance_pool import InstancePool
 logger = logging.getLogger(__name__)
 
 _MAX_TRIES = 10  # real images that are tried in turn where one cannot be read
-_POSITION_TRIES = 8  # places that are tried for a cut-out beside the others of an image
 _GAP = 2  # pixels between the boxes of two cut-outs
 
 
@@ -52,15 +51,6 @@ class _Canvas:
     placements: list[Placement] = field(default_factory=list)
     masks: list[LocalMask | None] = field(default_factory=list)  # of each row
     shown: list[_Wanted] = field(default_factory=list)  # likewise
-
-    def find_room(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int] | None:
-        """Top left pixel of a free window of ``size`` (height, width); None if none was found."""
-        for _ in range(_POSITION_TRIES):
-            x0, y0 = draw_position(size, self.frame.region, rng, inside=True)
-            wanted = Box(x0, y0, x0 + size[1], y0 + size[0]).grow(_GAP)
-            if not any(wanted.overlaps(box) for box in self.boxes):
-                return x0, y0
-        return None
 
 
 class AuditionImages(Dataset):
@@ -146,7 +136,9 @@ class AuditionImages(Dataset):
                 alpha.shape[0] <= canvas.frame.region.height
                 and alpha.shape[1] <= canvas.frame.region.width
             ):
-                room = canvas.find_room(alpha.shape, rng)
+                room = draw_free_position(
+                    alpha.shape, canvas.frame.region, canvas.boxes, rng, gap=_GAP
+                )
             if room is not None:
                 break
         else:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "auditions"  # of their ledger, in OUTPUT_DIR
 POLICY = "audition"  # in the ledger's column "policy"
-_GROUP = 32  # cut-outs that share a forward pass
+_GROUP = 64  # cut-outs that share a forward pass
 _CANDIDATES = 8  # cut-outs of a category that one is taken of
 _SPARE = 2  # times as many are taken as there is room for: the most uncertain audition
 _STREAM = 2  # of random numbers, beside those of the samples

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from gal_d2.copy_paste import masks, paste, scale
 from gal_d2.copy_paste.augmentation import Frame
@@ -16,7 +17,13 @@ from gal_d2.copy_paste.masks import Box, LocalMask, tighten
 from gal_d2.copy_paste.occlude import occlude, stays
 from gal_d2.copy_paste.options import BLENDS, PasteOptions
 from gal_d2.copy_paste.paste import paste_cutouts, pick_number
-from gal_d2.copy_paste.place import Placement, draw_position, place, prepare_paste
+from gal_d2.copy_paste.place import (
+    Placement,
+    draw_free_position,
+    draw_position,
+    place,
+    prepare_paste,
+)
 from gal_d2.copy_paste.resize import crop_to_foreground, resize_cutout
 from gal_d2.copy_paste.scale import draw_size, draw_sized
 from gal_d2.errors import UserError
@@ -154,6 +161,47 @@ def test_every_place_inside_occurs() -> None:
     region = Box(0, 0, 3, 2)
     places = {draw_position((1, 2), region, rng, inside=True) for _ in range(100)}
     assert places == {(0, 0), (1, 0), (0, 1), (1, 1)}
+
+
+WINDOWS = st.tuples(
+    st.integers(-3, 12), st.integers(-3, 12), st.integers(1, 6), st.integers(1, 6)
+).map(lambda window: Box(window[0], window[1], window[0] + window[2], window[1] + window[3]))
+
+
+def free_places(size: tuple[int, int], region: Box, taken: list[Box], gap: int) -> set:
+    """All places in the region that are ``gap`` pixels away from what is taken, one by one."""
+    height, width = size
+    places = set()
+    for x in range(region.x0, region.x1 - width + 1):
+        for y in range(region.y0, region.y1 - height + 1):
+            window = Box(x, y, x + width, y + height).grow(gap)
+            if not any(window.overlaps(box) for box in taken):
+                places.add((x, y))
+    return places
+
+
+@given(
+    height=st.integers(1, 7),
+    width=st.integers(1, 7),
+    taken=st.lists(WINDOWS, max_size=4),
+    gap=st.integers(0, 2),
+    seed=st.integers(0),
+)
+def test_a_free_position_is_one_of_those_there_are(height, width, taken, gap, seed) -> None:
+    region = Box(2, 1, 11, 8)
+    free = free_places((height, width), region, taken, gap)
+    place = draw_free_position((height, width), region, taken, np.random.default_rng(seed), gap=gap)
+    assert place in free if free else place is None
+
+
+def test_each_free_position_is_as_likely_as_the_others() -> None:
+    region, taken = Box(5, 5, 25, 15), [Box(8, 5, 10, 12), Box(20, 9, 22, 15)]
+    free = sorted(free_places((4, 3), region, taken, 1))
+    rng = np.random.default_rng(0)
+    drawn = [draw_free_position((4, 3), region, taken, rng, gap=1) for _ in range(100 * len(free))]
+    counts = np.array([drawn.count(place) for place in free])
+    assert counts.sum() == len(drawn)
+    assert chisquare(counts).pvalue > 0.01
 
 
 class TestResize:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 
+from gal_d2.copy_paste.masks import Box
 from gal_d2.copy_paste.options import PasteOptions
+from gal_d2.copy_paste.place import draw_free_position
 from gal_d2.copy_paste.placements import AuditionImages, sample_per_category
 from gal_d2.errors import UserError
 from gal_d2.pool.cut_out import CutOutSource
@@ -155,6 +157,23 @@ def test_several_share_an_image_and_do_not_touch(pool, scenes):
         touching = (overlap >= 0).all(-1)
         assert torch.equal(touching, torch.eye(len(boxes), dtype=torch.bool))
         assert sample["instances"].gt_masks.tensor.sum(0).max() == 1
+
+
+def test_no_image_is_left_with_room(pool, scenes):
+    red = ids(pool)["3"]
+    data = dataset(pool, scenes, [])
+    data.groups = [np.array([(red, n) for n in range(s, s + 40)]) for s in (0, 40, 80)]
+    for index in range(len(data)):
+        *full, last = data[index]
+        assert full and len(last["instances"])
+        for sample in full:  # of squares of 16 px
+            taken = [Box(*map(int, box)) for box in sample["instances"].gt_boxes.tensor.tolist()]
+            assert (
+                draw_free_position(
+                    (16, 16), Box(0, 0, SIDE, SIDE), taken, np.random.default_rng(0), gap=2
+                )
+                is None
+            )
 
 
 def record_of(*classes: int, crowd: bool = False) -> dict:
