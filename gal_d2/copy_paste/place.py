@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from gal_d2.copy_paste.augmentation import Frame
@@ -74,11 +75,12 @@ def draw_free_position(
         Uniform among all such places; None if there is none.
     """
     height, width = size
-    free = np.ones((region.height - height + 1, region.width - width + 1), bool)
+    free = np.ones((region.height - height + 1, region.width - width + 1), np.uint8)
     for box in taken:
         x0, y0, x1, y1 = box.grow(gap).shift(-region.x0, -region.y0)
-        free[max(y0 - height + 1, 0) : max(y1, 0), max(x0 - width + 1, 0) : max(x1, 0)] = False
-    ends = np.count_nonzero(free, axis=1).cumsum()  # of the rows, in the list of free places
+        free[max(y0 - height + 1, 0) : max(y1, 0), max(x0 - width + 1, 0) : max(x1, 0)] = 0
+    in_row = cv2.reduce(free, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0]
+    ends = in_row.cumsum()  # of the rows, in the list of free places
     if ends[-1] == 0:
         return None
     chosen = rng.integers(ends[-1])
