@@ -57,12 +57,6 @@ class Box(NamedTuple):
             min(self.y1, other.y1),
         )
 
-    def overlaps(self, other: Box) -> bool:
-        """Whether two windows, neither of them empty, have a pixel in common."""
-        return (
-            self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
-        )
-
     def grow(self, margin: int) -> Box:
         """The window with ``margin`` more pixels on each side."""
         return Box(self.x0 - margin, self.y0 - margin, self.x1 + margin, self.y1 + margin)

@@ -175,7 +175,7 @@ def free_places(size: tuple[int, int], region: Box, taken: list[Box], gap: int) 
     for x in range(region.x0, region.x1 - width + 1):
         for y in range(region.y0, region.y1 - height + 1):
             window = Box(x, y, x + width, y + height).grow(gap)
-            if not any(window.overlaps(box) for box in taken):
+            if all(window.intersect(box).is_empty for box in taken):
                 places.add((x, y))
     return places
 
