@@ -65,7 +65,7 @@ def draw_free_position(
     """Top left pixel (x0, y0) of a box that lies in the region and beside all boxes ``taken``.
 
     Args:
-        size: (height, width), at most the region's.
+        size: (height, width).
         region: of the image.
         taken: not empty ones.
         rng: draws one number.
@@ -75,6 +75,8 @@ def draw_free_position(
         Uniform among all such places; None if there is none.
     """
     height, width = size
+    if height > region.height or width > region.width:
+        return None
     free = np.ones((region.height - height + 1, region.width - width + 1), np.uint8)
     for box in taken:
         x0, y0, x1, y1 = box.grow(gap).shift(-region.x0, -region.y0)

@@ -129,16 +129,10 @@ class AuditionImages(Dataset):
             canvases[0].shown.append(wanted)
             return
         color, alpha, opacity = sized
-        room = None
         for canvas in canvases:
             # An image of another size gets it at the size that it had on the first one.
-            if (
-                alpha.shape[0] <= canvas.frame.region.height
-                and alpha.shape[1] <= canvas.frame.region.width
-            ):
-                room = draw_free_position(
-                    alpha.shape, canvas.frame.region, canvas.boxes, rng, gap=_GAP
-                )
+            region = canvas.frame.region
+            room = draw_free_position(alpha.shape, region, canvas.boxes, rng, gap=_GAP)
             if room is not None:
                 break
         else:

@@ -181,8 +181,8 @@ def free_places(size: tuple[int, int], region: Box, taken: list[Box], gap: int) 
 
 
 @given(
-    height=st.integers(1, 7),
-    width=st.integers(1, 7),
+    height=st.integers(1, 9),
+    width=st.integers(1, 11),
     taken=st.lists(WINDOWS, max_size=4),
     gap=st.integers(0, 2),
     seed=st.integers(0),
